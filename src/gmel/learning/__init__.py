@@ -1,0 +1,1 @@
+"""Room `learning`: see docs/architecture.md."""

@@ -1,0 +1,1 @@
+"""Room `physics`: see docs/architecture.md."""

@@ -1,0 +1,1 @@
+"""Room `simulator`: see docs/architecture.md."""
