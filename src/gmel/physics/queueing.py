@@ -1,0 +1,181 @@
+"""Queues: first in, first out on a server with one or more GPUs, with model switching and discarded tasks.
+
+All times are seconds relative to the start of the slot. A row is a task on its way to a server; it joins the queue when
+its upload ends (`ready_s`). Rows of one server are served in order of `ready_s`, ties by row number.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue"]
+
+
+class Queued(NamedTuple):
+    """Tasks that pass through the servers."""
+
+    present: Bool[Array, "rows"]
+    server: Int[Array, "rows"]
+    ready_s: Float[Array, "rows"]
+    service_s: Float[Array, "rows"]
+    model: Int[Array, "rows"]
+    load_s: Float[Array, "rows"]
+    """Time to load the model, spent only if the server does not hold it."""
+    latest_start_s: Float[Array, "rows"]
+    """A task that would start later is discarded (infinite: never)."""
+
+
+class Served(NamedTuple):
+    """What became of them. `start_s` is the end of the wait; `end_s` = start + switch + service."""
+
+    start_s: Float[Array, "rows"]
+    switch_s: Float[Array, "rows"]
+    end_s: Float[Array, "rows"]
+    dropped: Bool[Array, "rows"]
+
+
+class Servers(NamedTuple):
+    """State of the servers between slots.
+
+    `free_s`: when each GPU has finished what it holds (absent GPUs: infinite). `resident`: models held in memory;
+    `used_s`: when each was last used. Without switching the last two have no columns.
+    """
+
+    free_s: Float[Array, "servers gpus"]
+    resident: Bool[Array, "servers models"]
+    used_s: Float[Array, "servers models"]
+
+
+def fifo_one_gpu(
+    free_s: Float[Array, "servers"], rows: Queued, horizon_s: float | Float[Array, ""]
+) -> tuple[Served, Float[Array, "servers"]]:
+    """First in, first out, one GPU per server, no switching: closed form without a loop.
+
+    With S_k the work of the rows up to k in order of readiness and B the time the server is free, Lindley's recursion
+    C_k = max(C_{k-1}, ready_k) + service_k unrolls to C_k = S_k + max(B, max_{i<=k} (ready_i - S_{i-1})).
+    All rows are compared pairwise, so nothing is sorted.
+
+    Returns:
+        The rows served to the end, and when each server is free counting only rows ready before `horizon_s`: a later
+        decision may still overtake the others.
+    """
+    before = rows.present[None, :] & (rows.server[None, :] == rows.server[:, None]) & _not_later(rows.ready_s)
+    work_s = jnp.sum(jnp.where(before, rows.service_s[None, :], 0.0), axis=1)
+    slack_s = rows.ready_s - (work_s - rows.service_s)
+    at_server = rows.server[:, None] == jnp.arange(free_s.shape[0])[None, :]
+    own_free_s = jnp.sum(jnp.where(at_server, free_s[None, :], 0.0), axis=1)
+    latest = jnp.max(jnp.where(before, slack_s[None, :], -jnp.inf), axis=1)
+    # A row is among its own predecessors, so `latest` is finite wherever a row is present.
+    end_s = jnp.where(rows.present, work_s + jnp.maximum(own_free_s, latest), rows.ready_s + rows.service_s)
+    # Rounding of S_k must not start a task before it is ready.
+    start_s = jnp.maximum(end_s - rows.service_s, rows.ready_s)
+    done = at_server & (rows.present & (rows.ready_s < horizon_s))[:, None]
+    free_after_s = jnp.maximum(free_s, jnp.max(jnp.where(done, end_s[:, None], -jnp.inf), axis=0))
+    zero = jnp.zeros_like(end_s)
+    return Served(start_s, zero, end_s, jnp.zeros_like(rows.present)), free_after_s
+
+
+def fifo_many_gpus(
+    servers: Servers,
+    rows: Queued,
+    horizon_s: float | Float[Array, ""],
+    model_memory: Float[Array, "models"],
+    server_memory: Float[Array, "servers"],
+) -> tuple[Served, Servers]:
+    """First in, first out on the earliest free GPU, with least-recently-used model memory.
+
+    A task whose model the server does not hold spends `load_s` on its GPU first; the least recently used models leave
+    until the new one fits. All GPUs of a server share what is resident. Kiefer-Wolfowitz recursion, one row a step.
+
+    Returns:
+        As :func:`fifo_one_gpu`, with the state of the servers counting only rows ready before `horizon_s`.
+    """
+    count = rows.ready_s.shape[0]
+    order = jnp.argsort(jnp.where(rows.present, rows.ready_s, jnp.inf), stable=True)
+    ordered = jax.tree.map(lambda field: field[order], rows)
+    model_axis = servers.resident.shape[1]
+
+    def serve_one(carry: tuple[Servers, Servers], row: Queued) -> tuple[tuple[Servers, Servers], Served]:
+        now, committed = carry
+        here = jnp.arange(now.free_s.shape[0]) == row.server
+        free = jnp.where(here[:, None], now.free_s, jnp.inf)
+        start_s = jnp.maximum(row.ready_s, jnp.min(free))
+        serve = row.present & (start_s <= row.latest_start_s)
+        if model_axis:
+            wanted = jnp.arange(model_axis) == row.model
+            held = jnp.any(here[:, None] & now.resident, axis=0)
+            hit = jnp.any(held & wanted)
+            switch_s = jnp.where(hit, 0.0, row.load_s)
+        else:
+            switch_s = jnp.zeros_like(row.load_s)
+        end_s = start_s + switch_s + row.service_s
+        slot = jnp.argmin(free.reshape(-1))
+        taken = (jnp.arange(free.size) == slot).reshape(free.shape) & serve
+        after = now._replace(free_s=jnp.where(taken, end_s, now.free_s))
+        if model_axis:
+            used = jnp.sum(jnp.where(here[:, None], now.used_s, 0.0), axis=0)
+            newer = held[None, :] & ((used[None, :] > used[:, None]) | _same_age_first(used))
+            recent_memory = jnp.sum(jnp.where(newer, model_memory[None, :], 0.0), axis=1)
+            wanted_memory = jnp.sum(jnp.where(wanted, model_memory, 0.0))
+            room = jnp.sum(jnp.where(here, server_memory, 0.0))
+            kept = held & (hit | (recent_memory + wanted_memory <= room))
+            changed = here[:, None] & serve
+            after = after._replace(
+                resident=jnp.where(changed, (kept | wanted)[None, :], now.resident),
+                used_s=jnp.where(changed & wanted[None, :], start_s, now.used_s),
+            )
+        final = row.ready_s < horizon_s
+        committed = jax.tree.map(lambda new, old: jnp.where(final, new, old), after, committed)
+        return (after, committed), Served(start_s, jnp.where(serve, switch_s, 0.0), end_s, row.present & ~serve)
+
+    (_, committed), served = jax.lax.scan(serve_one, (servers, servers), ordered)
+    rank = jnp.zeros((count,), order.dtype).at[order].set(jnp.arange(count, dtype=order.dtype))
+    return jax.tree.map(lambda field: field[rank], served), committed
+
+
+def local_queue(
+    present: Bool[Array, "rows"],
+    device: Int[Array, "rows"],
+    backlog_s: Float[Array, "rows"],
+    service_s: Float[Array, "rows"],
+    latest_start_s: Float[Array, "rows"] | None,
+) -> Served:
+    """Tasks that stay on their device: first in, first out in row order behind the device's backlog.
+
+    `backlog_s` is that of the row's own device at the slot start. With `latest_start_s` a task that would start later is
+    discarded, which makes room for those after it; then the rows pass one by one.
+    """
+    zero = jnp.zeros_like(service_s)
+    if latest_start_s is None:
+        count = service_s.shape[0]
+        earlier = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
+        before = earlier & present[None, :] & (device[None, :] == device[:, None])
+        start_s = backlog_s + jnp.sum(jnp.where(before, service_s[None, :], 0.0), axis=1)
+        return Served(start_s, zero, start_s + service_s, jnp.zeros_like(present))
+
+    def serve_one(
+        waiting_s: Float[Array, "rows"], row: tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+    ) -> tuple[Float[Array, "rows"], Served]:
+        index, is_present, own_device, own_service_s, latest_s = row
+        start_s = jnp.sum(jnp.where(jnp.arange(waiting_s.shape[0]) == index, waiting_s, 0.0))
+        serve = is_present & (start_s <= latest_s)
+        waiting_s = waiting_s + jnp.where(serve & (device == own_device), own_service_s, 0.0)
+        return waiting_s, Served(start_s, jnp.zeros_like(start_s), start_s + own_service_s, is_present & ~serve)
+
+    rows = (jnp.arange(service_s.shape[0]), present, device, service_s, latest_start_s)
+    return jax.lax.scan(serve_one, backlog_s, rows)[1]
+
+
+def _not_later(ready_s: Float[Array, "rows"]) -> Bool[Array, "rows rows"]:
+    """Entry [k, i]: row i is served no later than row k; ties by number, each row among its own."""
+    index = jnp.arange(ready_s.shape[0])
+    tie = (ready_s[None, :] == ready_s[:, None]) & (index[None, :] <= index[:, None])
+    return (ready_s[None, :] < ready_s[:, None]) | tie
+
+
+def _same_age_first(used_s: Float[Array, "models"]) -> Bool[Array, "models models"]:
+    """Entry [m, n]: equally old, and n counts as no older than m (a model is among its own)."""
+    index = jnp.arange(used_s.shape[0])
+    return (used_s[None, :] == used_s[:, None]) & (index[None, :] <= index[:, None])

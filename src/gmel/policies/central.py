@@ -1,0 +1,208 @@
+"""References that see everything: sequential earliest finish, best response, the per-slot optimum (L4 and L5).
+
+They ask the environment what a joint action would do (`Environment.project`), so they are right for every feature the
+simulator has. The number of requests in a slot is usually far below the table's capacity: the search runs on the
+smallest of a few truncated tables that holds them, chosen at run time (so do not `vmap` them; map them).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gmel.policies.policy import CentralPolicy, StatelessPolicy
+from gmel.simulator.environment import Environment
+from gmel.simulator.state import Observation, State, option
+
+__all__ = ["BestResponse", "Coordinated", "EarliestFinish", "SlotOptimum"]
+
+Search = Callable[[Environment, State], Int[Array, "requests"]]
+
+
+class Coordinated(StatelessPolicy):
+    """Requests reserve servers one after the other in row order: one round of messages in the slot.
+
+    Each takes the option with the earliest finish given the reservations before it, as if its upload and service were
+    queued behind them.
+    """
+
+    def choose(self, observation: Observation, key: PRNGKeyArray) -> Int[Array, "requests"]:
+        """Sequential reservation."""
+        del key
+        gpus = option(observation, "gpus")
+        run_s = option(observation, "switch_s") + option(observation, "service_s")
+
+        def reserve(
+            booked_s: Float[Array, "options"], row: tuple[jax.Array, ...]
+        ) -> tuple[Float[Array, "options"], Int[Array, ""]]:
+            upload_s, backlog_s, run, download_s, mask, count, present, local = row
+            # A reservation on a device binds that device alone; others never see it.
+            waiting_s = jnp.where(local > 0, backlog_s, backlog_s + booked_s)
+            start_s = jnp.maximum(upload_s, waiting_s)
+            choice = jnp.argmin(jnp.where(mask, start_s + run + download_s, jnp.inf))
+            taken = (jnp.arange(booked_s.shape[0]) == choice) & present & (local == 0)
+            # On several GPUs a task holds one of them: the next wait grows by its share.
+            finish_s = jnp.where(count > 1, waiting_s + run / count, start_s + run)
+            return jnp.where(taken, finish_s - backlog_s, booked_s), choice
+
+        rows = (
+            option(observation, "upload_s"),
+            option(observation, "backlog_s"),
+            run_s,
+            option(observation, "download_s"),
+            observation.mask,
+            gpus,
+            observation.present,
+            option(observation, "local"),
+        )
+        return jax.lax.scan(reserve, jnp.zeros(gpus.shape[-1], gpus.dtype), rows)[1]
+
+
+class EarliestFinish(CentralPolicy):
+    """Each request in row order takes the option that finishes it earliest, exactly predicted, overtaking included."""
+
+    def assign(self, environment: Environment, state: State, key: PRNGKeyArray) -> Int[Array, "requests"]:
+        """Sequential greedy assignment."""
+        del key
+        return _on_smallest_table(environment, state, _earliest_finish)
+
+
+class BestResponse(CentralPolicy):
+    """L4: rounds of selfish best responses from the sequential assignment until nobody gains (a Nash equilibrium)."""
+
+    rounds: int = eqx.field(static=True, default=12)
+
+    def assign(self, environment: Environment, state: State, key: PRNGKeyArray) -> Int[Array, "requests"]:
+        """Best-response dynamics; after `rounds` rounds the last assignment stands."""
+        del key
+
+        def search(environment: Environment, state: State) -> Int[Array, "requests"]:
+            return _best_response(environment, state, self.rounds)
+
+        return _on_smallest_table(environment, state, search)
+
+
+class SlotOptimum(CentralPolicy):
+    """L5: local search (moves of one request, swaps of two) for the least total latency of the slot.
+
+    Counts the delay that it causes to uploads in flight. Against brute force on small slots the gap is tested.
+    """
+
+    rounds: int = eqx.field(static=True, default=64)
+
+    def assign(self, environment: Environment, state: State, key: PRNGKeyArray) -> Int[Array, "requests"]:
+        """Steepest descent from the better of the sequential and the best-response assignment."""
+        del key
+
+        def search(environment: Environment, state: State) -> Int[Array, "requests"]:
+            start = _best_response(environment, state, 12)
+            return _local_search(environment, state, start, self.rounds)
+
+        return _on_smallest_table(environment, state, search)
+
+
+def _on_smallest_table(environment: Environment, state: State, search: Search) -> Int[Array, "requests"]:
+    """Runs the search on the smallest truncated table that holds all requests and uploads in flight."""
+    sizes = environment.plant.switches
+    tables = [(r, u) for r, u in ((4, 2), (8, 4), (12, 8)) if r < sizes.requests and u < sizes.uploads]
+    tables.append((sizes.requests, sizes.uploads))
+    requests, uploads = jnp.sum(state.requests.present), jnp.sum(state.uploads.present)
+    fits = jnp.array([(requests <= r) & (uploads <= u) for r, u in tables])
+    # Present rows come first in both tables, so cutting the tail loses nothing.
+
+    def on_table(table: tuple[int, int]) -> Callable[[State], Int[Array, "requests"]]:
+        def run(whole: State) -> Int[Array, "requests"]:
+            small = _truncate(environment, *table)
+            part = whole._replace(
+                requests=jax.tree.map(lambda field: field[: table[0]], whole.requests),
+                uploads=jax.tree.map(lambda field: field[: table[1]], whole.uploads),
+            )
+            action = search(small, part)
+            return jnp.zeros(sizes.requests, action.dtype).at[: table[0]].set(action)
+
+        return run
+
+    return jax.lax.switch(jnp.argmax(fits), [on_table(table) for table in tables], state)
+
+
+def _truncate(environment: Environment, requests: int, uploads: int) -> Environment:
+    plant = environment.plant
+    switches = dataclasses.replace(plant.switches, requests=requests, uploads=uploads)
+    return Environment(dataclasses.replace(plant, switches=switches), None)
+
+
+def _options(environment: Environment, state: State) -> tuple[Int[Array, "options"], jax.Array]:
+    return jnp.arange(environment.servers + 1), environment.observe(state, fresh=True).mask
+
+
+def _latency_of(environment: Environment, state: State, action: jax.Array, row: jax.Array) -> jax.Array:
+    return environment.project(state, action).latency_s[row]
+
+
+def _total(environment: Environment, state: State, action: jax.Array) -> jax.Array:
+    projection = environment.project(state, action)
+    return jnp.sum(projection.latency_s) + projection.delay_s
+
+
+def _earliest_finish(environment: Environment, state: State) -> Int[Array, "requests"]:
+    choices, mask = _options(environment, state)
+    rows = jnp.arange(environment.requests)
+
+    def place(action: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
+        known = state._replace(requests=state.requests._replace(present=state.requests.present & (rows <= row)))
+        tried = jnp.where(rows[None, :] == row, choices[:, None], action[None, :])
+        latency_s = jax.vmap(lambda a: _latency_of(environment, known, a, row))(tried)
+        return tried[jnp.argmin(jnp.where(mask[row], latency_s, jnp.inf))], None
+
+    return jax.lax.scan(place, jnp.zeros(environment.requests, jnp.int32), rows)[0]
+
+
+def _best_response(environment: Environment, state: State, rounds: int) -> Int[Array, "requests"]:
+    choices, mask = _options(environment, state)
+    rows = jnp.arange(environment.requests)
+
+    def respond(action: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tried = jnp.where(rows[None, :] == row, choices[:, None], action[None, :])
+        latency_s = jnp.where(mask[row], jax.vmap(lambda a: _latency_of(environment, state, a, row))(tried), jnp.inf)
+        best = jnp.argmin(latency_s)
+        # A tie or a rounding error is no reason to move: the dynamics must come to rest.
+        gains = state.requests.present[row] & (latency_s[best] < latency_s[action[row]] - 1e-6)
+        return jnp.where(gains, tried[best], action), gains
+
+    def one_round(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        action, _, count = carry
+        action, moved = jax.lax.scan(respond, action, rows)
+        return action, jnp.any(moved), count + 1
+
+    start = (_earliest_finish(environment, state), jnp.array(True), jnp.array(0))
+    return jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < rounds), one_round, start)[0]
+
+
+def _local_search(environment: Environment, state: State, start: jax.Array, rounds: int) -> Int[Array, "requests"]:
+    choices, mask = _options(environment, state)
+    count = environment.requests
+    rows = jnp.arange(count)
+    moved_row, moved_to = (grid.reshape(-1) for grid in jnp.meshgrid(rows, choices, indexing="ij"))
+    first, second = jnp.triu_indices(count, 1)
+    present = state.requests.present
+    move_allowed = mask[moved_row, moved_to] & present[moved_row]
+
+    def improve(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        action, value, _, done = carry
+        moves = jnp.where(rows[None, :] == moved_row[:, None], moved_to[:, None], action[None, :])
+        swaps = jnp.where(rows[None, :] == first[:, None], action[second][:, None], action[None, :])
+        swaps = jnp.where(rows[None, :] == second[:, None], action[first][:, None], swaps)
+        swap_allowed = present[first] & present[second] & mask[first, action[second]] & mask[second, action[first]]
+        tried = jnp.concatenate([moves, swaps])
+        allowed = jnp.concatenate([move_allowed, swap_allowed])
+        values = jnp.where(allowed, jax.vmap(lambda a: _total(environment, state, a))(tried), jnp.inf)
+        best = jnp.argmin(values)
+        better = values[best] < value - 1e-5
+        return jnp.where(better, tried[best], action), jnp.where(better, values[best], value), better, done + 1
+
+    first_value = _total(environment, state, start)
+    loop = (start, first_value, jnp.array(True), jnp.array(0))
+    return jax.lax.while_loop(lambda carry: carry[2] & (carry[3] < rounds), improve, loop)[0]

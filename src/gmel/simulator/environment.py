@@ -1,0 +1,488 @@
+"""The environment: reset, observe, step. One slot is one step; see `docs/architecture.md` for its order."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu, local_queue
+from gmel.scenario.schema import Scenario
+from gmel.simulator.links import draw_links, transfer_s
+from gmel.simulator.plant import Plant, build_plant
+from gmel.simulator.state import (
+    Account,
+    Broadcasts,
+    Links,
+    Observation,
+    Outcome,
+    Requests,
+    Reward,
+    State,
+    Uploads,
+)
+from gmel.simulator.traffic import TraceArrays, next_requests
+
+__all__ = ["Environment", "Projection", "seeds"]
+
+
+class Projection(NamedTuple):
+    """What a joint action would do if nobody decided after it."""
+
+    latency_s: Float[Array, "requests"]
+    """Projected latency of each request."""
+    delay_s: Float[Array, ""]
+    """Change of the latency of all uploads already in flight."""
+    cost: Float[Array, "requests"]
+    delay_cost: Float[Array, ""]
+
+
+class _Decided(NamedTuple):
+    """The tasks of a slot on their way: rows are uploads in flight first, then the requests."""
+
+    uploads: Uploads
+    local: Bool[Array, "rows"]
+    served: Served
+    servers: Servers
+    account: Account
+    latency_s: Float[Array, "rows"]
+    cost: Float[Array, "rows"]
+    local_end_s: Float[Array, "requests"]
+
+
+class Environment(eqx.Module):
+    """A plant with its traffic. Functions are pure: `jax.vmap` over states gives parallel environments.
+
+    Example:
+        >>> from gmel.scenario.load import load_scenario
+        >>> environment = Environment.from_scenario(load_scenario("hall-20x5"))
+        >>> state = environment.reset(jnp.array([1, 0], jnp.uint32))
+        >>> action = jnp.ones(environment.requests, jnp.int32)
+        >>> state, reward, outcome = environment.step(state, action)
+    """
+
+    plant: Plant
+    trace: TraceArrays | None = None
+
+    @classmethod
+    def from_scenario(cls, scenario: Scenario, trace: TraceArrays | None = None) -> "Environment":
+        """The environment of a scenario; with a trace, its requests replace the drawn ones."""
+        rows = None if trace is None else int(trace.present.shape[1])
+        return cls(build_plant(scenario, rows), trace)
+
+    @property
+    def requests(self) -> int:
+        """Rows of the request table."""
+        return self.plant.switches.requests
+
+    @property
+    def servers(self) -> int:
+        """Number of servers; options are 0 (the device itself) and 1 + server."""
+        return self.plant.switches.servers
+
+    def reset(self, seed: UInt32[Array, "2"], trace_slot: int | Int[Array, ""] = 0) -> State:
+        """An empty plant with its first requests. `trace_slot` is where a trace starts."""
+        sizes = self.plant.switches
+        links = draw_links(self.plant, seed)
+        slot = jnp.zeros((), jnp.int32)
+        trace_slot = jnp.asarray(trace_slot, jnp.int32)
+        absent = jnp.arange(sizes.gpus)[None, :] >= self.plant.server_gpus[:, None]
+        free_s = jnp.where(absent, jnp.inf, 0.0).astype(self.plant.slot_s.dtype)
+        servers = Servers(
+            free_s=free_s,
+            resident=self._first_residents(),
+            used_s=jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
+        )
+        ages = (sizes.age + 1, sizes.servers)
+        return State(
+            seed=seed,
+            slot=slot,
+            trace_slot=trace_slot,
+            links=links,
+            requests=next_requests(self.plant, self.trace, seed, slot, trace_slot, links),
+            device_backlog_s=jnp.zeros(sizes.devices, free_s.dtype),
+            servers=servers,
+            uploads=_no_uploads(sizes.uploads, free_s.dtype),
+            broadcasts=Broadcasts(
+                wait_s=jnp.zeros(ages, free_s.dtype),
+                uploads=jnp.zeros(ages, free_s.dtype),
+                resident=jnp.broadcast_to(servers.resident, (sizes.age + 1, *servers.resident.shape)),
+            ),
+            lost=jnp.zeros((), jnp.int32),
+        )
+
+    def observe(self, state: State, fresh: bool = False) -> Observation:
+        """What the devices know; with `fresh` (static), the servers' state of this instant including uploads in flight.
+
+        Decentralised actors get the former. The latter is for critics during training and for central policies.
+        """
+        plant, requests = self.plant, state.requests
+        sizes = plant.switches
+        age = 0 if fresh else sizes.age
+        wait_s = state.broadcasts.wait_s[age]
+        if fresh:
+            coming = state.uploads.present[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
+            work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
+            wait_s = wait_s + work_s / plant.server_gpus
+        snr = state.links.uplink_snr[requests.device]
+        users = 1.0 + state.broadcasts.uploads[age] if sizes.radio.sharing == "equal" else jnp.ones(sizes.servers)
+        upload_s = requests.outage_s + transfer_s(
+            plant, requests.size_bit[:, None], snr, requests.fade, users, sizes.radio.uplink_share
+        )
+        service_s = requests.work[:, None] / plant.server_speed
+        zero = jnp.zeros_like(service_s)
+        download_s = self._download_s(requests, state.links) if sizes.radio.download else zero
+        switch_s = zero
+        if sizes.switching:
+            held = state.broadcasts.resident[age][:, requests.model].T
+            switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
+        backlog_s = state.device_backlog_s[requests.device]
+        own = requests.present[None, :] & (requests.device[None, :] == requests.device[:, None])
+        one = jnp.ones_like(requests.work)
+        task = jnp.stack(
+            [
+                requests.work,
+                requests.size_bit,
+                requests.deadline_s + requests.generated_s,
+                -requests.generated_s,
+                jnp.sum(own, axis=1).astype(one.dtype),
+                backlog_s,
+            ],
+            axis=-1,
+        )
+        at_server = jnp.stack(
+            [
+                zero,
+                jnp.broadcast_to(plant.server_speed, zero.shape),
+                jnp.broadcast_to(plant.server_gpus, zero.shape),
+                upload_s,
+                jnp.broadcast_to(wait_s, zero.shape),
+                zero + age * plant.slot_s,
+                switch_s,
+                service_s,
+                download_s,
+            ],
+            axis=-1,
+        )
+        itself = jnp.stack(
+            [
+                one,
+                one * plant.device_speed,
+                one,
+                0.0 * one,
+                backlog_s,
+                0.0 * one,
+                0.0 * one,
+                requests.work / plant.device_speed,
+                0.0 * one,
+            ],
+            axis=-1,
+        )
+        reachable = snr >= 10 ** (0.1 * sizes.radio.floor_snr_db) if sizes.radio.floor == "outage" else snr > 0
+        fits = plant.catalogue.local[requests.model] > 0
+        # A row must have an option: without any reachable server the device itself, whatever it takes.
+        fits = fits | ~jnp.any(reachable, axis=1) | ~requests.present
+        mask = jnp.concatenate([fits[:, None], reachable & requests.present[:, None]], axis=1)
+        options = jnp.concatenate([itself[:, None, :], at_server], axis=1)
+        return Observation(requests.present, requests.device, task, options, mask)
+
+    def project(self, state: State, action: Int[Array, "requests"]) -> Projection:
+        """Projected latency and cost of a joint action, with everything known. For central policies and tests."""
+        decided = self._decide(state, action)
+        rows = self.plant.switches.uploads
+        before = state.uploads
+        delay_s = jnp.where(before.present, decided.latency_s[:rows] - before.latency_s, 0.0)
+        delay_cost = jnp.where(before.present, decided.cost[:rows] - before.cost, 0.0)
+        present = state.requests.present
+        return Projection(
+            jnp.where(present, decided.latency_s[rows:], 0.0),
+            jnp.sum(delay_s),
+            jnp.where(present, decided.cost[rows:], 0.0),
+            jnp.sum(delay_cost),
+        )
+
+    def step(
+        self, state: State, action: Int[Array, "requests"], requests: Requests | None = None
+    ) -> tuple[State, Reward, Outcome]:
+        """One slot: decide, transmit, serve, account, advance.
+
+        Args:
+            state: at a slot start.
+            action: option of each request; rows that are absent are ignored.
+            requests: those of the next slot, in place of the drawn ones.
+        """
+        plant = self.plant
+        decided = self._decide(state, action)
+        uploads = decided.uploads
+        final = uploads.present & (decided.local | (uploads.ready_s < plant.slot_s))
+        reward = self._reward(state, decided)
+        outcome = self._outcome(state, decided, final)
+        in_flight, lost = _keep(uploads, uploads.present & ~final, plant.switches.uploads, plant.slot_s)
+        servers = Servers(
+            free_s=jnp.maximum(decided.servers.free_s - plant.slot_s, 0.0),
+            resident=decided.servers.resident,
+            # Only the order of use matters; the bound keeps float32 exact for it however long an episode lasts.
+            used_s=jnp.maximum(decided.servers.used_s - plant.slot_s, -1e4),
+        )
+        backlog_s = jnp.maximum(self._device_backlog(state, decided) - plant.slot_s, 0.0)
+        slot, trace_slot = state.slot + 1, state.trace_slot + 1
+        if requests is None:
+            requests = next_requests(plant, self.trace, state.seed, slot, trace_slot, state.links)
+        after = State(
+            seed=state.seed,
+            slot=slot,
+            trace_slot=trace_slot,
+            links=state.links,
+            requests=requests,
+            device_backlog_s=backlog_s,
+            servers=servers,
+            uploads=in_flight,
+            broadcasts=_announce(state.broadcasts, servers, in_flight),
+            lost=state.lost + lost,
+        )
+        return after, reward, outcome
+
+    def _decide(self, state: State, action: Int[Array, "requests"]) -> _Decided:
+        plant, requests = self.plant, state.requests
+        sizes = plant.switches
+        local = requests.present & (action == 0)
+        remote = requests.present & (action > 0)
+        server = jnp.clip(action - 1, 0, sizes.servers - 1)
+        snr = state.links.uplink_snr[requests.device]
+        chosen = (jnp.arange(sizes.servers)[None, :] == server[:, None]) & remote[:, None]
+        at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
+
+        def of_server(table: Float[Array, "requests servers"]) -> Float[Array, "requests"]:
+            return jnp.sum(jnp.where(at_server, table, 0.0), axis=1)
+
+        users = jnp.ones(())
+        if sizes.radio.sharing == "equal":
+            in_flight = state.uploads.present[:, None] & (
+                state.uploads.server[:, None] == jnp.arange(sizes.servers)[None, :]
+            )
+            users = of_server(jnp.sum(chosen, axis=0)[None, :] + jnp.sum(in_flight, axis=0)[None, :] + 0.0 * snr)
+            users = jnp.maximum(users, 1.0)
+        active_s = transfer_s(
+            plant, requests.size_bit, of_server(snr), of_server(requests.fade), users, sizes.radio.uplink_share
+        )
+        upload_s = active_s + of_server(requests.outage_s)
+        zero = jnp.zeros_like(upload_s)
+        work = requests.work * requests.noise
+        speed = of_server(jnp.broadcast_to(plant.server_speed, snr.shape))
+        rows = Uploads(
+            present=requests.present,
+            device=requests.device,
+            server=server,
+            decided_slot=jnp.broadcast_to(state.slot, server.shape),
+            row=jnp.arange(sizes.requests),
+            decided_s=zero,
+            generated_s=requests.generated_s,
+            upload_start_s=jnp.where(local, 0.0, of_server(requests.outage_s)),
+            ready_s=jnp.where(local, 0.0, upload_s),
+            service_s=jnp.where(local, work / plant.device_speed, work / speed),
+            model=requests.model,
+            load_s=requests.load_s,
+            download_s=jnp.where(local, 0.0, of_server(self._download_s(requests, state.links)))
+            if sizes.radio.download
+            else zero,
+            deadline_s=requests.deadline_s,
+            latency_s=zero,
+            cost=zero,
+        )
+        merged = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), state.uploads, rows)
+        none_in_flight = jnp.zeros(sizes.uploads, bool)
+        is_local = jnp.concatenate([none_in_flight, local])
+        latest_start_s = (
+            merged.generated_s + merged.deadline_s if sizes.drop else jnp.full_like(merged.ready_s, jnp.inf)
+        )
+        queued = Queued(
+            present=merged.present & ~is_local,
+            server=merged.server,
+            ready_s=merged.ready_s,
+            service_s=merged.service_s,
+            model=merged.model,
+            load_s=merged.load_s,
+            latest_start_s=latest_start_s,
+        )
+        if sizes.gpus == 1 and not sizes.switching and not sizes.drop:
+            served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
+            servers = state.servers._replace(free_s=free_s[:, None])
+        else:
+            memory_gb = plant.catalogue.memory_gb[: sizes.models]
+            served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb)
+        own = local_queue(
+            local,
+            requests.device,
+            state.device_backlog_s[requests.device],
+            rows.service_s,
+            latest_start_s[sizes.uploads :] if sizes.drop else None,
+        )
+        served = jax.tree.map(
+            lambda remote_field, local_field: jnp.where(
+                is_local, jnp.concatenate([jnp.zeros(sizes.uploads, local_field.dtype), local_field]), remote_field
+            ),
+            served,
+            own,
+        )
+        account, latency_s = self._account(merged, is_local, served)
+        cost = self._cost(merged, served, account, latency_s)
+        return _Decided(
+            uploads=merged._replace(latency_s=latency_s, cost=cost),
+            local=is_local,
+            served=served,
+            servers=servers,
+            account=account,
+            latency_s=latency_s,
+            cost=cost,
+            local_end_s=jnp.where(local & ~own.dropped, own.end_s, 0.0),
+        )
+
+    def _account(
+        self, rows: Uploads, local: Bool[Array, "rows"], served: Served
+    ) -> tuple[Account, Float[Array, "rows"]]:
+        """Latency parts and energy (equations (4)-(12)); a discarded task counts its deadline as latency."""
+        plant = self.plant
+        wait_s = rows.decided_s - rows.generated_s
+        # Of a task that is discarded nothing is served; its time until the deadline was upload and queue.
+        left_s = jnp.maximum(rows.deadline_s - wait_s, 0.0)
+        upload_s = rows.ready_s - rows.decided_s
+        upload_s = jnp.where(served.dropped, jnp.minimum(upload_s, left_s), upload_s)
+        queue_s = jnp.where(served.dropped, left_s - upload_s, served.start_s - rows.ready_s)
+        switch_s = jnp.where(served.dropped, 0.0, served.switch_s)
+        service_s = jnp.where(served.dropped, 0.0, rows.service_s)
+        download_s = jnp.where(served.dropped, 0.0, rows.download_s)
+        latency_s = wait_s + upload_s + queue_s + switch_s + service_s + download_s
+        sending_s = jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0)
+        power_w, switch_power_w = plant.server_power_w[rows.server], plant.server_switch_power_w[rows.server]
+        at_server = (
+            plant.device_tx_power_w * sending_s
+            + plant.device_idle_power_w * jnp.maximum(latency_s - wait_s - sending_s, 0.0)
+            + power_w * service_s
+            + switch_power_w * switch_s
+        )
+        on_device = plant.device_power_w * service_s
+        energy_j = jnp.where(local, on_device, at_server)
+        return Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, energy_j), latency_s
+
+    def _cost(
+        self, rows: Uploads, served: Served, account: Account, latency_s: Float[Array, "rows"]
+    ) -> Float[Array, "rows"]:
+        """Weighted cost of each task (equation (15), negated)."""
+        weights = self.plant.switches.reward
+        scale_s = rows.deadline_s if weights.latency_scale_s is None else weights.latency_scale_s
+        cost = weights.latency * jnp.minimum(latency_s / scale_s, weights.clip)
+        if weights.miss:
+            cost = cost + weights.miss * ((latency_s > rows.deadline_s) | served.dropped)
+        if weights.energy:
+            cost = cost + weights.energy * account.energy_j / weights.energy_scale_j
+        return cost
+
+    def _reward(self, state: State, decided: _Decided) -> Reward:
+        rows = self.plant.switches.uploads
+        mu = self.plant.switches.reward.cooperation
+        own = -jnp.where(state.requests.present, decided.cost[rows:], 0.0)
+        changes = jnp.where(state.uploads.present, decided.cost[:rows] - state.uploads.cost, 0.0)
+        team = jnp.sum(own) - jnp.sum(changes)
+        return Reward(own, team, (1 - mu) * own + mu * team)
+
+    def _device_backlog(self, state: State, decided: _Decided) -> Float[Array, "devices"]:
+        """Backlog of the devices at the start of the slot with what they took on in it."""
+        return state.device_backlog_s.at[state.requests.device].max(decided.local_end_s)
+
+    def _outcome(self, state: State, decided: _Decided, final: Bool[Array, "rows"]) -> Outcome:
+        rows, served = decided.uploads, decided.served
+        return Outcome(
+            final=final,
+            decided_slot=rows.decided_slot,
+            row=rows.row,
+            device=rows.device,
+            option=jnp.where(decided.local, 0, rows.server + 1),
+            model=rows.model,
+            generated_s=rows.generated_s,
+            decided_s=rows.decided_s,
+            upload_start_s=rows.upload_start_s,
+            upload_end_s=rows.ready_s,
+            start_s=served.start_s,
+            end_s=served.end_s,
+            deadline_s=rows.deadline_s,
+            dropped=served.dropped,
+            account=decided.account,
+            server_wait_s=state.broadcasts.wait_s[0],
+        )
+
+    def _download_s(self, requests: Requests, links: Links) -> Float[Array, "requests servers"]:
+        """Download time of each request from each server; downlinks do not contend (servers send one result at a time)."""
+        snr = links.downlink_snr[requests.device]
+        one = jnp.ones_like(snr)
+        return transfer_s(
+            self.plant, requests.bits_out[:, None], snr, one, one, self.plant.switches.radio.downlink_share
+        )
+
+    def _first_residents(self) -> Bool[Array, "servers models"]:
+        """Models that a server holds at the start: the most popular ones that fit its memory together."""
+        models = self.plant.switches.models
+        cdf = self.plant.catalogue.model_cdf
+        popularity = jnp.diff(cdf, prepend=jnp.zeros(1, cdf.dtype))
+        order = jnp.argsort(-popularity)[:models]
+        filled = jnp.cumsum(self.plant.catalogue.memory_gb[order])
+        fits = filled[None, :] <= self.plant.server_memory_gb[:, None]
+        return jnp.zeros((self.plant.switches.servers, models), bool).at[:, order].set(fits)
+
+
+def _no_uploads(count: int, dtype: jnp.dtype) -> Uploads:
+    number, index = jnp.zeros(count, dtype), jnp.zeros(count, jnp.int32)
+    return Uploads(
+        present=jnp.zeros(count, bool),
+        device=index,
+        server=index,
+        decided_slot=index,
+        row=index,
+        decided_s=number,
+        generated_s=number,
+        upload_start_s=number,
+        ready_s=number,
+        service_s=number,
+        model=index,
+        load_s=number,
+        download_s=number,
+        deadline_s=number,
+        latency_s=number,
+        cost=number,
+    )
+
+
+def _keep(
+    rows: Uploads, stay: Bool[Array, "rows"], capacity: int, slot_s: Float[Array, ""]
+) -> tuple[Uploads, Int[Array, ""]]:
+    """The rows that stay in flight, moved to the front, seen from the next slot start; and how many did not fit."""
+    position = jnp.cumsum(stay) - 1
+    take = stay[None, :] & (position[None, :] == jnp.arange(capacity)[:, None])
+    source = jnp.argmax(take, axis=1)
+    kept = jax.tree.map(lambda field: field[source], rows)
+    kept = kept._replace(
+        present=jnp.any(take, axis=1),
+        decided_s=kept.decided_s - slot_s,
+        generated_s=kept.generated_s - slot_s,
+        upload_start_s=kept.upload_start_s - slot_s,
+        ready_s=kept.ready_s - slot_s,
+    )
+    lost = jnp.maximum(jnp.sum(stay) - capacity, 0)
+    return kept, lost.astype(jnp.int32)
+
+
+def _announce(old: Broadcasts, servers: Servers, uploads: Uploads) -> Broadcasts:
+    """What the servers say at the new slot start, in front of what they said before."""
+    at_server = uploads.present[:, None] & (uploads.server[:, None] == jnp.arange(servers.free_s.shape[0])[None, :])
+    fresh = Broadcasts(
+        wait_s=jnp.min(servers.free_s, axis=1),
+        uploads=jnp.sum(at_server, axis=0).astype(old.uploads.dtype),
+        resident=servers.resident,
+    )
+    return jax.tree.map(lambda new, before: jnp.concatenate([new[None], before[:-1]]), fresh, old)
+
+
+def seeds(first: int, count: int) -> UInt32[Array, "count 2"]:
+    """Seeds of `count` environments: first, first + 1, ..."""
+    numbers = [first + offset for offset in range(count)]
+    return jnp.array([[number & 0xFFFFFFFF, number >> 32] for number in numbers], jnp.uint32)

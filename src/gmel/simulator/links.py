@@ -1,0 +1,103 @@
+"""Links: where devices stand, what each link can carry, how long an upload takes."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt32
+
+from gmel.physics import channel, radio
+from gmel.physics.random import hash_bits, normal, uniform
+from gmel.simulator.plant import Plant
+from gmel.simulator.state import Links
+
+__all__ = ["RNG_FADING", "RNG_LINKS", "draw_fading", "draw_links", "transfer_s"]
+
+# Numbers of the random quantities (see physics/random.py); one table for the whole simulator would hide who uses them.
+RNG_LINKS, RNG_POSITIONS, RNG_SHADOWING, RNG_FADING = 1, 2, 3, 4
+
+
+def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
+    """Large-scale state of every link for an episode."""
+    sizes, spec = plant.switches, plant.switches.radio
+    pairs = jnp.arange(sizes.devices * sizes.servers).reshape(sizes.devices, sizes.servers)
+    origin = jnp.zeros((), jnp.int32)
+    if spec.model == "uniform-snr":
+        u = uniform(hash_bits(seed, origin, RNG_LINKS, pairs).x)
+        snr = channel.db_to_linear(spec.snr_db[0] + (spec.snr_db[1] - spec.snr_db[0]) * u)
+        return Links(snr, snr)
+    spot = hash_bits(seed, origin, RNG_POSITIONS, jnp.arange(sizes.devices))
+    position_m = jnp.stack([uniform(spot.x) * spec.hall_m[0], uniform(spot.y) * spec.hall_m[1]], axis=-1)
+    apart_m = position_m[:, None, :] - plant.server_position_m[None, :, :]
+    distance_2d_m = jnp.sqrt(jnp.sum(apart_m**2, axis=-1))
+    height_m = spec.server_height_m - spec.device_height_m
+    # TR 38.901 states the InF formulas from 1 m on.
+    distance_m = jnp.maximum(jnp.sqrt(distance_2d_m**2 + height_m**2), 1.0)
+    draw = hash_bits(seed, origin, RNG_SHADOWING, pairs)
+    probability = channel.los_probability(
+        distance_2d_m,
+        spec.subscenario,
+        clutter_density=spec.clutter_density,
+        clutter_size_m=spec.clutter_size_m,
+        clutter_height_m=spec.clutter_height_m,
+        base_height_m=spec.server_height_m,
+        device_height_m=spec.device_height_m,
+    )
+    sight = uniform(draw.x) < probability
+    loss_db = channel.path_loss_db(distance_m, spec.carrier_ghz, spec.subscenario, sight)
+    shadow_db = channel.shadowing_sigma_db(spec.subscenario, sight) * normal(draw.y, draw.z)
+    gain_db = -(loss_db + shadow_db)
+    up = plant.device_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.noise_figure_db)
+    down = spec.server_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.device_noise_figure_db)
+    return Links(channel.db_to_linear(gain_db + up), channel.db_to_linear(gain_db + down))
+
+
+def draw_fading(
+    plant: Plant,
+    seed: UInt32[Array, "2"],
+    slot: Int[Array, ""],
+    device: Int[Array, "requests"],
+    snr: Float[Array, "requests servers"],
+) -> tuple[Float[Array, "requests servers"], Float[Array, "requests servers"]]:
+    """Small-scale power gain of the links of the requesting devices, and the time their upload waits for the link.
+
+    Block fading: a unit-mean exponential gain (Rayleigh) per link and slot, held for the upload. Below the floor the gain
+    is raised to it (`clip`), or the upload waits for the first slot above it (`outage`).
+    """
+    spec = plant.switches.radio
+    zero = jnp.zeros_like(snr)
+    if spec.fading != "block":
+        return zero + 1.0, zero
+    servers = plant.switches.servers
+    # One hash gives four words: enough for four servers, or for two with outage.
+    per_hash = 2 if spec.floor == "outage" else 4
+    groups = -(-servers // per_hash)
+    index = device[:, None] * groups + jnp.arange(groups)[None, :]
+    words = hash_bits(seed, slot, RNG_FADING, index)
+    floor = channel.db_to_linear(jnp.asarray(spec.floor_snr_db, snr.dtype))
+    if spec.floor == "clip":
+        u = uniform(jnp.stack(words, axis=-1)).reshape(device.shape[0], -1)[:, :servers]
+        return jnp.maximum(channel.rayleigh_power(u), floor / snr), zero
+    first = uniform(jnp.stack([words.x, words.z], axis=-1)).reshape(device.shape[0], -1)[:, :servers]
+    second = uniform(jnp.stack([words.y, words.w], axis=-1)).reshape(device.shape[0], -1)[:, :servers]
+    waits, start_snr = radio.block_outage_wait(first, second, snr, floor)
+    return start_snr / snr, waits * plant.slot_s
+
+
+def transfer_s(
+    plant: Plant,
+    bits: Float[Array, "..."],
+    snr: Float[Array, "..."],
+    fade: Float[Array, "..."],
+    users: Float[Array, "..."],
+    share: float,
+) -> Float[Array, "..."]:
+    """Seconds to carry `bits` over a link with `users` equal sharers of its cell (equation (3)).
+
+    Full power on the narrower band raises the SNR with the number of sharers.
+    """
+    spec = plant.switches.radio
+    if spec.fading == "ergodic":
+        efficiency = radio.ergodic_spectral_efficiency(spec.rate, snr * users)
+    else:
+        efficiency = radio.spectral_efficiency(spec.rate, snr * users * fade)
+    rate_bps = share * spec.bandwidth_hz / users * efficiency
+    # A link that carries nothing is masked; the bound keeps its time finite.
+    return bits / jnp.maximum(rate_bps, 1.0)

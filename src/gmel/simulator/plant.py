@@ -1,0 +1,240 @@
+"""The constants of a scenario as arrays, and the switches that choose what is compiled.
+
+Switches and sizes are static: what a scenario does not use is not in the compiled program.
+"""
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy import stats
+
+from gmel.scenario.errors import InputError
+from gmel.scenario.schema import Choice, Radio, Reward, Scenario
+
+__all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Sizes and features that are fixed when the program is compiled."""
+
+    devices: int
+    servers: int
+    gpus: int
+    models: int
+    requests: int
+    uploads: int
+    age: int
+    catalogue: bool
+    switching: bool
+    drop: bool
+    noise: bool
+    deadline_varies: bool
+    at_slot_start: bool
+    radio: Radio
+    reward: Reward
+
+
+class Catalogue(eqx.Module):
+    """What a request may ask for. For `uniform` tasks there is one entry and the ranges are used directly."""
+
+    model_cdf: Float[Array, "models"]
+    step_work: Float[Array, "models"]
+    fixed_work: Float[Array, "models"]
+    steps: Float[Array, "models choices"]
+    steps_cdf: Float[Array, "models choices"]
+    images: Float[Array, "models choices"]
+    images_cdf: Float[Array, "models choices"]
+    bits_low: Float[Array, "models"]
+    bits_high: Float[Array, "models"]
+    bits_out: Float[Array, "models"]
+    memory_gb: Float[Array, "models"]
+    load_warm_share: Float[Array, "models"]
+    load_warm_s: Float[Array, "models"]
+    load_cold_s: Float[Array, "models"]
+    load_sigma: Float[Array, "models"]
+    load_mean_s: Float[Array, "models"]
+    local: Float[Array, "models"]
+    """1 where the model fits a device."""
+
+
+class Plant(eqx.Module):
+    """Arrays of a scenario. Floats have JAX's default precision."""
+
+    switches: Switches = eqx.field(static=True)
+    slot_s: Float[Array, ""]
+    server_speed: Float[Array, "servers"]
+    server_gpus: Float[Array, "servers"]
+    server_memory_gb: Float[Array, "servers"]
+    server_power_w: Float[Array, "servers"]
+    server_switch_power_w: Float[Array, "servers"]
+    server_position_m: Float[Array, "servers 2"]
+    device_speed: Float[Array, ""]
+    device_power_w: Float[Array, ""]
+    device_idle_power_w: Float[Array, ""]
+    device_tx_power_w: Float[Array, ""]
+    device_tx_power_dbm: Float[Array, ""]
+    device_cdf: Float[Array, "devices"]
+    arrivals_cdf: Float[Array, "requests"]
+    """P(requests in a slot <= k), k = 0, 1, ... (Poisson arrivals)."""
+    work_low: Float[Array, ""]
+    work_high: Float[Array, ""]
+    deadline_low_s: Float[Array, ""]
+    deadline_high_s: Float[Array, ""]
+    noise_sigma: Float[Array, ""]
+    catalogue: Catalogue
+
+
+# A draw above this share of the Poisson law is cut off: below the resolution of a 23-bit uniform number.
+_TAIL = 2.0**-23
+
+
+def request_capacity(scenario: Scenario) -> int:
+    """Rows of the request table: enough for all but one slot in eight million of Poisson arrivals.
+
+    Raises:
+        InputError: the table would be unreasonably large.
+    """
+    if scenario.arrivals.max_per_slot is not None:
+        return scenario.arrivals.max_per_slot
+    rate = scenario.arrival_rate_per_s
+    assert rate is not None  # Arrivals demands it for Poisson
+    mean = rate * scenario.slot.length_s
+    if mean > 20_000:
+        raise InputError(
+            f"arrivals: {mean:.3g} requests per slot of {scenario.slot.length_s:g} s; at most 20,000: "
+            "lower arrivals.load or arrivals.rate_per_s, or shorten slot.length_s"
+        )
+    return max(1, int(stats.poisson.isf(_TAIL, mean)))
+
+
+def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
+    """Arrays and switches of a scenario; `requests` overrides the rows of the request table (for traces)."""
+    rows = requests if requests is not None else request_capacity(scenario)
+    radio, tasks, slot_s = scenario.radio, scenario.tasks, scenario.slot.length_s
+    uploads = scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows)
+    switches = Switches(
+        devices=scenario.devices.count,
+        servers=len(scenario.servers),
+        gpus=max(server.gpus for server in scenario.servers),
+        models=len(scenario.models) if scenario.switching else 0,
+        requests=rows,
+        uploads=uploads,
+        age=scenario.slot.broadcast_age_slots,
+        catalogue=tasks.kind == "catalogue",
+        switching=scenario.switching,
+        drop=tasks.deadline == "drop",
+        noise=tasks.noise_sigma > 0,
+        deadline_varies=tasks.deadline_s.low < tasks.deadline_s.high,
+        at_slot_start=scenario.slot.latency_from == "decided",
+        radio=radio,
+        reward=scenario.reward,
+    )
+    rate = scenario.arrival_rate_per_s
+    counts = np.arange(rows)
+    arrivals_cdf = stats.poisson.cdf(counts, (rate or 0.0) * slot_s)
+    weights = np.arange(1, scenario.devices.count + 1, dtype=float) ** -scenario.arrivals.device_skew
+    work, bits = tasks.work, tasks.bits_in
+
+    def array(value: object) -> jax.Array:
+        return jnp.asarray(np.asarray(value, dtype=float))
+
+    return Plant(
+        switches=switches,
+        slot_s=array(slot_s),
+        server_speed=array([server.speed for server in scenario.servers]),
+        server_gpus=array([server.gpus for server in scenario.servers]),
+        server_memory_gb=array([server.memory_gb for server in scenario.servers]),
+        server_power_w=array([server.power_w for server in scenario.servers]),
+        server_switch_power_w=array([server.switch_power_w for server in scenario.servers]),
+        server_position_m=array(_positions(scenario)),
+        device_speed=array(scenario.devices.speed),
+        device_power_w=array(scenario.devices.compute_power_w),
+        device_idle_power_w=array(scenario.devices.idle_power_w),
+        device_tx_power_w=array(10 ** (0.1 * scenario.devices.tx_power_dbm - 3)),
+        device_tx_power_dbm=array(scenario.devices.tx_power_dbm),
+        device_cdf=array(_cdf(weights)),
+        arrivals_cdf=array(arrivals_cdf),
+        work_low=array(work.low if work else 0.0),
+        work_high=array(work.high if work else 0.0),
+        deadline_low_s=array(tasks.deadline_s.low),
+        deadline_high_s=array(tasks.deadline_s.high),
+        noise_sigma=array(tasks.noise_sigma),
+        catalogue=_catalogue(scenario, (bits.low, bits.high) if bits else (0.0, 0.0)),
+    )
+
+
+def default_uploads(requests: int) -> int:
+    """Rows of the table of uploads in flight: half a slot's largest number of requests, at least eight."""
+    return max(8, (requests + 1) // 2)
+
+
+def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalogue:
+    models = scenario.models if scenario.tasks.kind == "catalogue" else []
+    room_gb = scenario.devices.memory_gb
+
+    def column(values: list[float], otherwise: float) -> jax.Array:
+        return jnp.asarray(np.array(values or [otherwise], dtype=float))
+
+    steps, steps_cdf = _choices([model.steps for model in models])
+    images, images_cdf = _choices([model.images for model in models])
+    return Catalogue(
+        model_cdf=jnp.asarray(_cdf(np.array([model.popularity for model in models] or [1.0]))),
+        step_work=column([model.step_work for model in models], 1.0),
+        fixed_work=column([model.fixed_work for model in models], 0.0),
+        steps=steps,
+        steps_cdf=steps_cdf,
+        images=images,
+        images_cdf=images_cdf,
+        bits_low=column([model.bits_in.low for model in models], uniform_bits[0]),
+        bits_high=column([model.bits_in.high for model in models], uniform_bits[1]),
+        bits_out=column([model.bits_out_per_image for model in models], scenario.tasks.bits_out),
+        memory_gb=column([model.memory_gb for model in models], 0.0),
+        load_warm_share=column([model.load.warm_share for model in models], 1.0),
+        load_warm_s=column([model.load.warm_median_s * model.load_scale for model in models], 0.0),
+        load_cold_s=column([model.load.cold_median_s * model.load_scale for model in models], 0.0),
+        load_sigma=column([model.load.sigma for model in models], 0.0),
+        load_mean_s=column([model.load.mean * model.load_scale for model in models], 0.0),
+        local=column([float(model.memory_gb <= room_gb or room_gb == 0) for model in models], 1.0),
+    )
+
+
+def _choices(laws: list[Choice]) -> tuple[Float[Array, "models choices"], Float[Array, "models choices"]]:
+    """Discrete laws of unlike length as padded tables of values and cumulative probabilities."""
+    width = max((len(law.values) for law in laws), default=1)
+    values, cdf = np.ones((max(1, len(laws)), width)), np.ones((max(1, len(laws)), width))
+    for row, law in enumerate(laws):
+        values[row, : len(law.values)] = law.values
+        cdf[row, : len(law.values)] = _cdf(np.array(law.weights))
+    return jnp.asarray(values), jnp.asarray(cdf)
+
+
+def _cdf(weights: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Cumulative probabilities; the last is above every uniform number so that rounding selects no row beyond it."""
+    cdf = np.cumsum(weights / weights.sum())
+    cdf[-1] = 1.0
+    return cdf
+
+
+def _positions(scenario: Scenario) -> list[tuple[float, float]]:
+    """Where the servers stand: as given, the others on a regular grid over the hall."""
+    length, width = scenario.radio.hall_m
+    count = len(scenario.servers)
+    columns = math.ceil(math.sqrt(count * length / width))
+    rows = math.ceil(count / columns)
+    grid: list[tuple[float, float]] = []
+    for row in range(rows):
+        # The last row may be shorter; it is spread over the full length like the others.
+        here = min(columns, count - row * columns)
+        grid += [((c + 0.5) * length / here, (row + 0.5) * width / rows) for c in range(here)]
+    return [server.position_m or grid[index] for index, server in enumerate(scenario.servers)]
+
+
+def pick(cdf: Float[Array, "... n"], u: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Index drawn from cumulative probabilities by one uniform number (inverse transform)."""
+    return jnp.minimum(jnp.sum(u[..., None] > cdf, axis=-1), cdf.shape[-1] - 1)

@@ -1,0 +1,179 @@
+"""What the environment holds, shows and reports. Axes: see `docs/architecture.md`."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from gmel.physics.queueing import Servers
+
+__all__ = [
+    "OPTION_FEATURES",
+    "TASK_FEATURES",
+    "Account",
+    "Broadcasts",
+    "Links",
+    "Observation",
+    "Outcome",
+    "Requests",
+    "Reward",
+    "State",
+    "Uploads",
+    "option",
+    "task",
+]
+
+TASK_FEATURES = ("work", "size_bit", "deadline_s", "waited_s", "own_requests", "own_backlog_s")
+"""Columns of `Observation.task`, SI units: work [work units], size to upload [bit], time from the decision to the
+deadline [s], time waited since generation [s], requests of the device in this slot, backlog of the device itself [s]."""
+
+OPTION_FEATURES = ("local", "speed", "gpus", "upload_s", "backlog_s", "age_s", "switch_s", "service_s", "download_s")
+"""Columns of `Observation.options`, SI units: 1 for the device itself, work units per second, number of GPUs, estimated
+upload time, last known time until a GPU is free, age of that knowledge, expected model load time (0 if resident),
+service time, download time."""
+
+
+def task(observation: "Observation", name: str) -> Float[Array, "*batch requests"]:
+    """Column `name` of the task features."""
+    return observation.task[..., TASK_FEATURES.index(name)]
+
+
+def option(observation: "Observation", name: str) -> Float[Array, "*batch requests options"]:
+    """Column `name` of the option features."""
+    return observation.options[..., OPTION_FEATURES.index(name)]
+
+
+class Observation(NamedTuple):
+    """What the devices with a request know when they decide: one row per request, one option per place to run.
+
+    Option 0 is the device itself, option j the server j - 1. Rows that are not `present` are padding; their mask allows
+    option 0 alone.
+    """
+
+    present: Bool[Array, "*batch requests"]
+    device: Int[Array, "*batch requests"]
+    task: Float[Array, "*batch requests task_features"]
+    options: Float[Array, "*batch requests options option_features"]
+    mask: Bool[Array, "*batch requests options"]
+
+
+class Requests(NamedTuple):
+    """The requests that are decided at one slot start. With explicit arrays of these nothing is drawn at random.
+
+    `generated_s` is relative to the decision and not positive; `deadline_s` counts from generation; `work` is what
+    the device knows, `noise` multiplies it into what the server finds; `fade` is the power gain of small-scale fading of
+    each link, `outage_s` the time until that link can carry anything.
+    """
+
+    present: Bool[Array, "*slots requests"]
+    device: Int[Array, "*slots requests"]
+    generated_s: Float[Array, "*slots requests"]
+    size_bit: Float[Array, "*slots requests"]
+    bits_out: Float[Array, "*slots requests"]
+    work: Float[Array, "*slots requests"]
+    noise: Float[Array, "*slots requests"]
+    model: Int[Array, "*slots requests"]
+    load_s: Float[Array, "*slots requests"]
+    deadline_s: Float[Array, "*slots requests"]
+    fade: Float[Array, "*slots requests servers"]
+    outage_s: Float[Array, "*slots requests servers"]
+
+
+class Links(NamedTuple):
+    """Large-scale state of the links, fixed for an episode: mean SNR (linear) at full bandwidth and full power."""
+
+    uplink_snr: Float[Array, "devices servers"]
+    downlink_snr: Float[Array, "devices servers"]
+
+
+class Uploads(NamedTuple):
+    """Tasks on their way to a server. Times are relative to the start of the current slot."""
+
+    present: Bool[Array, "uploads"]
+    device: Int[Array, "uploads"]
+    server: Int[Array, "uploads"]
+    decided_slot: Int[Array, "uploads"]
+    row: Int[Array, "uploads"]
+    decided_s: Float[Array, "uploads"]
+    generated_s: Float[Array, "uploads"]
+    upload_start_s: Float[Array, "uploads"]
+    ready_s: Float[Array, "uploads"]
+    service_s: Float[Array, "uploads"]
+    model: Int[Array, "uploads"]
+    load_s: Float[Array, "uploads"]
+    download_s: Float[Array, "uploads"]
+    deadline_s: Float[Array, "uploads"]
+    latency_s: Float[Array, "uploads"]
+    cost: Float[Array, "uploads"]
+    """What the task was last projected to take and to cost (see Reward)."""
+
+
+class Broadcasts(NamedTuple):
+    """What the servers announced at the last slot starts, newest first."""
+
+    wait_s: Float[Array, "ages servers"]
+    uploads: Float[Array, "ages servers"]
+    resident: Bool[Array, "ages servers models"]
+
+
+class State(NamedTuple):
+    """One environment at a slot start, after the requests came and before they are decided."""
+
+    seed: UInt32[Array, "2"]
+    slot: Int[Array, ""]
+    trace_slot: Int[Array, ""]
+    links: Links
+    requests: Requests
+    device_backlog_s: Float[Array, "devices"]
+    servers: Servers
+    uploads: Uploads
+    broadcasts: Broadcasts
+    lost: Int[Array, ""]
+    """Uploads that did not fit the table of uploads in flight since the reset; must stay 0."""
+
+
+class Reward(NamedTuple):
+    """Reward of one slot (negative cost, equation (15)).
+
+    `own`: of each request, with its projected latency. `team`: of all requests together plus the changes of earlier
+    projections; summed over an episode it is exactly minus the cost of all tasks. `mixed`: (1 - mu) own + mu team.
+    """
+
+    own: Float[Array, "requests"]
+    team: Float[Array, ""]
+    mixed: Float[Array, "requests"]
+
+
+class Account(NamedTuple):
+    """Latency parts and energy of a task. The parts add up to the latency from generation."""
+
+    wait_to_slot_s: Float[Array, "rows"]
+    upload_s: Float[Array, "rows"]
+    queue_s: Float[Array, "rows"]
+    switch_s: Float[Array, "rows"]
+    service_s: Float[Array, "rows"]
+    download_s: Float[Array, "rows"]
+    energy_j: Float[Array, "rows"]
+
+
+class Outcome(NamedTuple):
+    """Records of the tasks whose fate became final in a slot (`final` marks them), and the backlog of the servers.
+
+    Times are relative to the start of the slot in which the task became final; `decided_slot` and `row` identify it.
+    """
+
+    final: Bool[Array, "rows"]
+    decided_slot: Int[Array, "rows"]
+    row: Int[Array, "rows"]
+    device: Int[Array, "rows"]
+    option: Int[Array, "rows"]
+    model: Int[Array, "rows"]
+    generated_s: Float[Array, "rows"]
+    decided_s: Float[Array, "rows"]
+    upload_start_s: Float[Array, "rows"]
+    upload_end_s: Float[Array, "rows"]
+    start_s: Float[Array, "rows"]
+    end_s: Float[Array, "rows"]
+    deadline_s: Float[Array, "rows"]
+    dropped: Bool[Array, "rows"]
+    account: Account
+    server_wait_s: Float[Array, "servers"]
