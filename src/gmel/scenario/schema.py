@@ -151,6 +151,10 @@ class Radio(Section):
     def _ordered(self) -> Self:
         if self.snr_db[0] > self.snr_db[1]:
             raise ValueError(f"snr_db = {list(self.snr_db)} must be [low, high]")
+        if self.model == "inf" and self.server_height_m < self.device_height_m:
+            raise ValueError(
+                f"server_height_m = {self.server_height_m:g} must not be below device_height_m = {self.device_height_m:g}"
+            )
         if self.model == "inf" and self.subscenario in ("SH", "DH") and self.clutter_height_m <= self.device_height_m:
             raise ValueError(
                 f"clutter_height_m = {self.clutter_height_m:g} must exceed device_height_m = {self.device_height_m:g} "

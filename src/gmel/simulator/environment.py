@@ -94,7 +94,7 @@ class Environment(eqx.Module):
             resident=self._first_residents(),
             used_s=jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
         )
-        ages = (sizes.age + 1, sizes.servers)
+        ages = (sizes.age + 2, sizes.servers)
         return State(
             seed=seed,
             slot=slot,
@@ -107,8 +107,9 @@ class Environment(eqx.Module):
             broadcasts=Broadcasts(
                 wait_s=jnp.zeros(ages, free_s.dtype),
                 uploads=jnp.zeros(ages, free_s.dtype),
-                resident=jnp.broadcast_to(servers.resident, (sizes.age + 1, *servers.resident.shape)),
+                resident=jnp.broadcast_to(servers.resident, (sizes.age + 2, *servers.resident.shape)),
             ),
+            own_unseen_s=jnp.zeros((sizes.age, sizes.devices, sizes.servers), free_s.dtype),
             lost=jnp.zeros((), jnp.int32),
         )
 
@@ -137,6 +138,9 @@ class Environment(eqx.Module):
         if sizes.switching:
             held = state.broadcasts.resident[age][:, requests.model].T
             switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
+        previous_s = state.broadcasts.wait_s[age + 1]
+        # With a fresh view nothing of the device's own is unseen.
+        own_s = zero if fresh else jnp.sum(state.own_unseen_s, axis=0)[requests.device]
         backlog_s = state.device_backlog_s[requests.device]
         own = requests.present[None, :] & (requests.device[None, :] == requests.device[:, None])
         one = jnp.ones_like(requests.work)
@@ -162,6 +166,8 @@ class Environment(eqx.Module):
                 switch_s,
                 service_s,
                 download_s,
+                jnp.broadcast_to(previous_s, zero.shape),
+                own_s,
             ],
             axis=-1,
         )
@@ -175,6 +181,8 @@ class Environment(eqx.Module):
                 0.0 * one,
                 0.0 * one,
                 requests.work / plant.device_speed,
+                0.0 * one,
+                backlog_s,
                 0.0 * one,
             ],
             axis=-1,
@@ -239,6 +247,7 @@ class Environment(eqx.Module):
             servers=servers,
             uploads=in_flight,
             broadcasts=_announce(state.broadcasts, servers, in_flight),
+            own_unseen_s=self._remember(state, decided),
             lost=state.lost + lost,
         )
         return after, reward, outcome
@@ -390,6 +399,16 @@ class Environment(eqx.Module):
         """Backlog of the devices at the start of the slot with what they took on in it."""
         return state.device_backlog_s.at[state.requests.device].max(decided.local_end_s)
 
+    def _remember(self, state: State, decided: _Decided) -> Float[Array, "ages devices servers"]:
+        """What each device sent where in this slot, in front of what it sent before."""
+        if not state.own_unseen_s.shape[0]:
+            return state.own_unseen_s
+        first = self.plant.switches.uploads
+        rows = jax.tree.map(lambda field: field[first:], decided.uploads)
+        sent_s = jnp.where(rows.present & ~decided.local[first:], rows.service_s, 0.0)
+        now = jnp.zeros_like(state.own_unseen_s[0]).at[rows.device, rows.server].add(sent_s)
+        return jnp.concatenate([now[None], state.own_unseen_s[:-1]])
+
     def _outcome(self, state: State, decided: _Decided, final: Bool[Array, "rows"]) -> Outcome:
         rows, served = decided.uploads, decided.served
         return Outcome(
@@ -409,6 +428,8 @@ class Environment(eqx.Module):
             dropped=served.dropped,
             account=decided.account,
             server_wait_s=state.broadcasts.wait_s[0],
+            backlog_s=jnp.sum(jnp.where(jnp.isfinite(state.servers.free_s), state.servers.free_s, 0.0))
+            + jnp.sum(state.device_backlog_s),
         )
 
     def _download_s(self, requests: Requests, links: Links) -> Float[Array, "requests servers"]:

@@ -71,14 +71,16 @@ def draw_fading(
     groups = -(-servers // per_hash)
     index = device[:, None] * groups + jnp.arange(groups)[None, :]
     words = hash_bits(seed, slot, RNG_FADING, index)
-    floor = channel.db_to_linear(jnp.asarray(spec.floor_snr_db, snr.dtype))
+    # Outage begins where the rate model carries nothing, wherever the scenario puts its floor.
+    lowest = radio.lowest_snr(spec.rate) if spec.floor == "outage" else 0.0
+    floor = max(10 ** (0.1 * spec.floor_snr_db), lowest)
     if spec.floor == "clip":
         u = uniform(jnp.stack(words, axis=-1)).reshape(device.shape[0], -1)[:, :servers]
         return jnp.maximum(channel.rayleigh_power(u), floor / snr), zero
     first = uniform(jnp.stack([words.x, words.z], axis=-1)).reshape(device.shape[0], -1)[:, :servers]
     second = uniform(jnp.stack([words.y, words.w], axis=-1)).reshape(device.shape[0], -1)[:, :servers]
-    waits, start_snr = radio.block_outage_wait(first, second, snr, floor)
-    return start_snr / snr, waits * plant.slot_s
+    start = radio.block_outage_wait(first, second, snr, floor)
+    return start.snr / snr, start.wait_slots * plant.slot_s
 
 
 def transfer_s(

@@ -26,10 +26,23 @@ TASK_FEATURES = ("work", "size_bit", "deadline_s", "waited_s", "own_requests", "
 """Columns of `Observation.task`, SI units: work [work units], size to upload [bit], time from the decision to the
 deadline [s], time waited since generation [s], requests of the device in this slot, backlog of the device itself [s]."""
 
-OPTION_FEATURES = ("local", "speed", "gpus", "upload_s", "backlog_s", "age_s", "switch_s", "service_s", "download_s")
+OPTION_FEATURES = (
+    "local",
+    "speed",
+    "gpus",
+    "upload_s",
+    "backlog_s",
+    "age_s",
+    "switch_s",
+    "service_s",
+    "download_s",
+    "previous_s",
+    "own_unseen_s",
+)
 """Columns of `Observation.options`, SI units: 1 for the device itself, work units per second, number of GPUs, estimated
 upload time, last known time until a GPU is free, age of that knowledge, expected model load time (0 if resident),
-service time, download time."""
+service time, download time; and what a device remembers: the backlog of the broadcast before the last (what the others
+saw when they placed the work that is not in the last one yet), and its own work sent to the server since."""
 
 
 def task(observation: "Observation", name: str) -> Float[Array, "*batch requests"]:
@@ -108,7 +121,7 @@ class Uploads(NamedTuple):
 
 
 class Broadcasts(NamedTuple):
-    """What the servers announced at the last slot starts, newest first."""
+    """What the servers announced at the last slot starts, newest first; one more than the oldest in use."""
 
     wait_s: Float[Array, "ages servers"]
     uploads: Float[Array, "ages servers"]
@@ -127,6 +140,8 @@ class State(NamedTuple):
     servers: Servers
     uploads: Uploads
     broadcasts: Broadcasts
+    own_unseen_s: Float[Array, "ages devices servers"]
+    """Service time that each device sent to each server in the last slots, newest first."""
     lost: Int[Array, ""]
     """Uploads that did not fit the table of uploads in flight since the reset; must stay 0."""
 
@@ -177,3 +192,6 @@ class Outcome(NamedTuple):
     dropped: Bool[Array, "rows"]
     account: Account
     server_wait_s: Float[Array, "servers"]
+    """Time until a GPU of each server is free, at the slot start."""
+    backlog_s: Float[Array, ""]
+    """Work left in all queues at the slot start: GPUs and devices together, in seconds of their own."""

@@ -1,0 +1,268 @@
+"""Networks: the actor that scores options, the critics that judge joint situations.
+
+The actor is one small network for all devices and all options of a request. It is permutation-equivariant over servers
+(each option passes through the same weights and sees the others through their mean) and knows no count of devices or
+servers, so a policy trained on one plant runs on another.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, task
+
+__all__ = ["Actor", "AttentionCritic", "Scale", "Values", "attention", "encode"]
+
+OPTION_INPUTS = 18
+TASK_INPUTS = 7
+
+
+class Scale(NamedTuple):
+    """Constants that bring observations to order one. Constants, not running statistics: an actor is a pure function."""
+
+    time_s: float
+    size_bit: float
+    work: float
+
+
+def encode(
+    observation: Observation, scale: Scale
+) -> tuple[Float[Array, "*batch requests options inputs"], Float[Array, "*batch requests inputs"]]:
+    """Network inputs of the options and of the task: times in units of `scale`, as they are and compressed."""
+
+    def seconds(name: str) -> Float[Array, "*batch requests options"]:
+        return option(observation, name) / scale.time_s
+
+    upload, backlog, service = seconds("upload_s"), seconds("backlog_s"), seconds("service_s")
+    switch, download = seconds("switch_s"), seconds("download_s")
+    deadline = (task(observation, "deadline_s") / scale.time_s)[..., None]
+    finish = jnp.maximum(upload, backlog) + switch + service + download
+    speed = option(observation, "speed")
+    options = jnp.stack(
+        [
+            option(observation, "local"),
+            jnp.log(speed * scale.time_s / scale.work),
+            jnp.log(option(observation, "gpus")),
+            jnp.log1p(upload),
+            jnp.minimum(upload, 4.0),
+            jnp.log1p(backlog),
+            jnp.minimum(backlog, 8.0),
+            jnp.log1p(seconds("age_s")),
+            jnp.log1p(seconds("previous_s")),
+            jnp.minimum(seconds("previous_s"), 8.0),
+            jnp.clip(backlog - seconds("previous_s"), -4.0, 4.0),
+            jnp.log1p(seconds("own_unseen_s")),
+            jnp.log1p(switch),
+            jnp.log1p(service),
+            jnp.log1p(download),
+            jnp.log1p(finish),
+            jnp.tanh(finish - deadline),
+            jnp.maximum(upload - backlog, -1.0).clip(max=1.0),
+        ],
+        axis=-1,
+    )
+    tasks = jnp.stack(
+        [
+            jnp.log1p(task(observation, "work") / scale.work),
+            task(observation, "work") / scale.work,
+            jnp.log1p(task(observation, "size_bit") / scale.size_bit),
+            jnp.log1p(jnp.maximum(task(observation, "deadline_s"), 0.0) / scale.time_s),
+            jnp.log1p(task(observation, "waited_s") / scale.time_s),
+            task(observation, "own_requests") - 1.0,
+            jnp.log1p(task(observation, "own_backlog_s") / scale.time_s),
+        ],
+        axis=-1,
+    )
+    return options, tasks
+
+
+def expected_latency(observation: Observation, scale: Scale) -> Float[Array, "*batch requests options"]:
+    """Expected latency in units of `scale.time_s`: the prior that the actor starts from."""
+    start_s = jnp.maximum(option(observation, "upload_s"), option(observation, "backlog_s"))
+    rest_s = option(observation, "switch_s") + option(observation, "service_s") + option(observation, "download_s")
+    return (start_s + rest_s) / scale.time_s
+
+
+class Linear(eqx.Module):
+    """A linear layer over the last axis, for any leading axes. Orthogonal start, as usual for policy gradients."""
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, "outputs"]
+
+    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, gain: float = 1.4142135) -> None:
+        self.weight = jax.nn.initializers.orthogonal(gain)(key, (inputs, outputs), jnp.float32)
+        self.bias = jnp.zeros(outputs)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        return x @ self.weight + self.bias
+
+
+class Actor(eqx.Module):
+    """Scores the options of each request.
+
+    h_j = f(option_j, task);  c = mean of h over the allowed options;  score_j = g(h_j, c) - expected latency_j / T, with a
+    learned temperature T. In communicating mode the requests of a slot exchange one round of messages: for
+    each option, attention over the other requests' h_j, so that they can stay out of each other's way.
+    """
+
+    scale: Scale = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    communicating: bool = eqx.field(static=True)
+    option_in: Linear
+    task_in: Linear
+    mix: Linear
+    out: Linear
+    log_inverse_temperature: Float[Array, ""]
+    message: "Message | None"
+
+    def __init__(
+        self,
+        scale: Scale,
+        key: PRNGKeyArray,
+        width: int = 32,
+        temperature: float = 1.0,
+        communicating: bool = False,
+    ) -> None:
+        keys = jax.random.split(key, 5)
+        self.scale, self.width, self.communicating = scale, width, communicating
+        self.option_in = Linear(OPTION_INPUTS, width, keys[0])
+        self.task_in = Linear(TASK_INPUTS, width, keys[1])
+        inputs = 3 * width if communicating else 2 * width
+        self.mix = Linear(inputs, width, keys[2])
+        # A small last layer: the untrained actor is the softmax of expected latencies.
+        self.out = Linear(width, 1, keys[3], gain=0.01)
+        self.log_inverse_temperature = jnp.asarray(-jnp.log(temperature), jnp.float32)
+        self.message = Message(width, keys[4]) if communicating else None
+
+    def __call__(self, observation: Observation) -> Float[Array, "*batch requests options"]:
+        """Logits; masked options are minus infinity."""
+        options, tasks = encode(observation, self.scale)
+        hidden = jax.nn.relu(self.option_in(options) + self.task_in(tasks)[..., None, :])
+        allowed = observation.mask[..., None]
+        mean = jnp.sum(jnp.where(allowed, hidden, 0.0), axis=-2) / jnp.maximum(jnp.sum(allowed, axis=-2), 1)
+        # Every option meets the same weights; the mean is where it learns of the others.
+        first, second = self.mix.weight[: self.width], self.mix.weight[self.width : 2 * self.width]
+        mixed = hidden @ first + (mean @ second)[..., None, :] + self.mix.bias
+        if self.message is not None:
+            received = self.message(hidden, observation.present)
+            mixed = mixed + received @ self.mix.weight[2 * self.width :]
+        learned = self.out(jax.nn.relu(mixed))[..., 0]
+        prior = jnp.exp(self.log_inverse_temperature) * jnp.minimum(expected_latency(observation, self.scale), 50.0)
+        return jnp.where(observation.mask, learned - prior, -jnp.inf)
+
+
+class Message(eqx.Module):
+    """One round of messages: per option, attention of each request over the other requests of the slot."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+
+    def __init__(self, width: int, key: PRNGKeyArray) -> None:
+        keys = jax.random.split(key, 3)
+        self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys)
+
+    def __call__(
+        self, hidden: Float[Array, "*batch requests options width"], present: Bool[Array, "*batch requests"]
+    ) -> Float[Array, "*batch requests options width"]:
+        """What each request hears about each option. Sums, not means: how many are coming matters."""
+        by_option = jnp.swapaxes(hidden, -2, -3)
+        others = present[..., None, :] & ~jnp.eye(present.shape[-1], dtype=bool)
+        weight = jax.nn.sigmoid(
+            jnp.einsum("...ik,...jk->...ij", self.query(by_option), self.key(by_option)) / hidden.shape[-1] ** 0.5
+        )
+        weight = jnp.where(others[..., None, :, :], weight, 0.0)
+        heard = jnp.einsum("...ij,...jk->...ik", weight, self.value(by_option))
+        return jnp.swapaxes(heard, -2, -3)
+
+
+def attention(
+    query: Float[Array, "*batch n width"],
+    key: Float[Array, "*batch m width"],
+    value: Float[Array, "*batch m width"],
+    allowed: Bool[Array, "*batch n m"],
+    heads: int,
+) -> Float[Array, "*batch n width"]:
+    """Multi-head scaled dot-product attention; a row that may attend to nobody hears zero."""
+
+    def split(x: Float[Array, "*batch k width"]) -> Float[Array, "*batch k heads part"]:
+        return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+    scores = jnp.einsum("...ihd,...jhd->...hij", split(query), split(key)) / (query.shape[-1] / heads) ** 0.5
+    scores = jnp.where(allowed[..., None, :, :], scores, -1e9)
+    weights = jnp.where(allowed[..., None, :, :], jax.nn.softmax(scores, axis=-1), 0.0)
+    heard = jnp.einsum("...hij,...jhd->...ihd", weights, split(value))
+    return heard.reshape(*heard.shape[:-2], query.shape[-1])
+
+
+class Values(NamedTuple):
+    """What the critic expects: the reward of each request itself, and the return of the team."""
+
+    own: Float[Array, "*batch requests"]
+    team: Float[Array, "*batch"]
+
+
+class AttentionCritic(eqx.Module):
+    """Centralised critic: one token per request, multi-head attention over the requests of the slot.
+
+    In the line of MAAC (Iqbal and Sha 2019): keys, queries and values are shared by all agents, so the critic takes any
+    number of them. It sees the servers as they are, uploads in flight included (training only).
+    """
+
+    scale: Scale = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+    option_in: Linear
+    token_in: Linear
+    server_in: Linear
+    query: Linear
+    key: Linear
+    value: Linear
+    own_hidden: Linear
+    own_out: Linear
+    team_hidden: Linear
+    team_out: Linear
+
+    def __init__(self, scale: Scale, key: PRNGKeyArray, width: int = 32, heads: int = 4) -> None:
+        keys = jax.random.split(key, 10)
+        self.scale, self.heads = scale, heads
+        half = width // 2
+        self.option_in = Linear(OPTION_INPUTS, half, keys[0])
+        self.token_in = Linear(2 * half + TASK_INPUTS, width, keys[1])
+        self.server_in = Linear(4, half, keys[2])
+        self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys[3:6])
+        self.own_hidden = Linear(2 * width + half, width, keys[6])
+        self.own_out = Linear(width, 1, keys[7], gain=0.1)
+        self.team_hidden = Linear(width + half + 2, width, keys[8])
+        self.team_out = Linear(width, 1, keys[9], gain=0.1)
+
+    def __call__(self, fresh: Observation) -> Values:
+        """Values of a batch of slots from the fresh observation."""
+        options, tasks = encode(fresh, self.scale)
+        hidden = jax.nn.relu(self.option_in(options))
+        allowed = fresh.mask[..., None]
+        mean = jnp.sum(jnp.where(allowed, hidden, 0.0), axis=-2) / jnp.maximum(jnp.sum(allowed, axis=-2), 1)
+        best = jnp.max(jnp.where(allowed, hidden, 0.0), axis=-2)
+        token = jax.nn.relu(self.token_in(jnp.concatenate([mean, best, tasks], axis=-1)))
+        present = fresh.present
+        count = present.shape[-1]
+        others = present[..., None, :] & ~jnp.eye(count, dtype=bool) & present[..., :, None]
+        heard = attention(self.query(token), self.key(token), self.value(token), others, self.heads)
+        crowd = jnp.sum(present, axis=-1, keepdims=True) / 8.0
+        # The servers are the same in every row, present or not.
+        wait = option(fresh, "backlog_s")[..., 0, 1:] / self.scale.time_s
+        speed = option(fresh, "speed")[..., 0, 1:] * self.scale.time_s / self.scale.work
+        gpus = option(fresh, "gpus")[..., 0, 1:]
+        load = jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(gpus)], axis=-1)
+        servers = jnp.mean(jax.nn.relu(self.server_in(load)), axis=-2)
+        total = jnp.sum(jnp.where(present[..., None], token, 0.0), axis=-2) / 8.0
+        backlog = jnp.mean(wait, axis=-1, keepdims=True)
+        team = self.team_hidden(jnp.concatenate([total, servers, crowd, backlog], axis=-1))
+        context = jnp.broadcast_to(servers[..., None, :], (*token.shape[:-1], servers.shape[-1]))
+        own = self.own_hidden(jnp.concatenate([token, heard, context], axis=-1))
+        return Values(self.own_out(jax.nn.relu(own))[..., 0], self.team_out(jax.nn.relu(team))[..., 0])
+
+
+assert len(OPTION_FEATURES) == 11 and len(TASK_FEATURES) == 6  # `encode` reads every feature

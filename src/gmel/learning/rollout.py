@@ -1,0 +1,59 @@
+"""Collecting experience: all environments, a few slots, one `lax.scan`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gmel.learning.algorithm import Task
+from gmel.simulator.state import Observation, State
+
+__all__ = ["Trajectory", "collect", "log_prob"]
+
+
+class Trajectory(NamedTuple):
+    """What happened, leading axes [slots, environments].
+
+    `own`: reward of each request; `team`: of all together (see `simulator.state.Reward`).
+    """
+
+    observation: Observation
+    fresh: Observation
+    action: Int[Array, "slots environments requests"]
+    log_prob: Float[Array, "slots environments requests"]
+    own: Float[Array, "slots environments requests"]
+    team: Float[Array, "slots environments"]
+
+
+def log_prob(logits: Float[Array, "*batch options"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Log probability of the chosen options."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)[..., 0]
+
+
+def collect(
+    task: Task,
+    logits: Callable[[Observation], Float[Array, "environments requests options"]],
+    states: State,
+    key: PRNGKeyArray,
+    slots: int,
+) -> tuple[State, Trajectory, Observation]:
+    """Runs the stochastic policy of `logits` for some slots; also returns the fresh observation after the last."""
+    environment = task.environment
+
+    def fresh(state: State) -> Observation:
+        return environment.observe(state, fresh=True)
+
+    def slot(states: State, slot_key: PRNGKeyArray) -> tuple[State, Trajectory]:
+        observation = jax.vmap(environment.observe)(states)
+        scores = logits(observation)
+        action = jax.random.categorical(slot_key, scores)
+        after, reward, _ = jax.vmap(environment.step)(states, action)
+        seen = Trajectory(
+            observation, jax.vmap(fresh)(states), action, log_prob(scores, action), reward.own, reward.team
+        )
+        return after, seen
+
+    states, trajectory = jax.lax.scan(slot, states, jax.random.split(key, slots))
+    return states, trajectory, jax.vmap(fresh)(states)
