@@ -155,6 +155,20 @@ def test_gzip_byte_order_mark_windows_lines_and_spaces_are_read(tmp_path: Path) 
     check_complete(read_trace(path))
 
 
+def test_spaces_around_cells_do_no_harm(tmp_path: Path) -> None:
+    read = read_trace(lines(tmp_path, "time_s, device, model", " 1 , 7 , large ", "2,8,small"))
+    assert read.columns["time_s"].tolist() == [1.0, 2.0]
+    assert read.columns["device"].tolist() == [7, 8]
+    assert read.columns["model"].tolist() == ["large", "small"]
+
+
+def test_control_characters_of_a_file_reach_no_terminal(tmp_path: Path) -> None:
+    assert "\x1b" not in refusal(lines(tmp_path, "time,\x1b[31mred", "0,1"))
+    assert "\x1b" not in refusal(lines(tmp_path, "time_s,steps", "0,\x1b[31m"))
+    read = read_trace(lines(tmp_path, "time_s,\x1b[31mred,model", "0,1,\x1b[31m"))
+    assert "\x1b" not in "".join(fill_trace(read, plant()).notes)
+
+
 def test_unknown_columns_are_listed(tmp_path: Path) -> None:
     read = read_trace(lines(tmp_path, "time_s,prompt,colour", "0,a,red"))
     assert list(read.columns) == ["time_s"]
@@ -232,6 +246,7 @@ def test_falling_times_name_the_first_row(tmp_path: Path) -> None:
         ("a.csv", b"time_s\n", "no rows"),
         ("a.csv", b"time_s,steps\n1,2\n1\n", "cannot be read"),
         ("a.csv", b"time_s,time_s\n1,2\n", "occurs twice"),
+        ("a.csv", b"time_s;steps\n1;2\n", "separate the cells by commas"),
         ("a.csv", b"time_s,device\n1,\xff\xfe\n", "cannot be read"),
         ("a.csv.gz", b"time_s\n1\n", "cannot be read"),
         ("a.csv.gz", gzip.compress(b"time_s\n1\n" * 500)[:-20], "cannot be read"),
@@ -279,10 +294,24 @@ def test_parquet_of_wrong_types_is_refused(tmp_path: Path, column: str, values: 
 def test_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importers, "MAX_REQUESTS", 3)
     rows = ["time_s", "0", "1", "2", "3"]
+    assert len(read_trace(lines(tmp_path, *rows[:-1]))) == 3
+    # Refused while reading, before all of it is held.
+    monkeypatch.delattr(importers, "RawTrace")
     assert "more than 3 rows" in refusal(lines(tmp_path, *rows))
     pq.write_table(pa.table({"time_s": np.arange(4.0)}), tmp_path / "a.parquet")
     assert "more than 3 rows" in refusal(tmp_path / "a.parquet")
-    assert len(read_trace(lines(tmp_path, *rows[:-1]))) == 3
+
+
+def test_too_long_is_refused_by_code_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importers, "MAX_REQUESTS", 3)
+    with pytest.raises(InputError, match="more than 3 rows"):
+        raw(time_s=np.arange(4.0))
+
+
+def test_labels_with_line_breaks_are_read_in_long_files_too(tmp_path: Path) -> None:
+    n, label = 40_000, "a" + "\n" * 40 + "b"  # over a megabyte, read in blocks that end anywhere
+    write_trace({"time_s": np.arange(n), "device": np.full(n, label, dtype=object)}, tmp_path / "a.csv")
+    assert set(read_trace(tmp_path / "a.csv").columns["device"]) == {label}
 
 
 def test_milliseconds_taken_for_seconds_are_refused(tmp_path: Path) -> None:
@@ -293,6 +322,8 @@ def test_milliseconds_taken_for_seconds_are_refused(tmp_path: Path) -> None:
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     message = refusal("azure-code-2024")
     assert "did you mean 'azure-code-2023'" in message
+    for name in ("", "x" * 5000, "a\0b", "/"):
+        assert "no shipped trace" in refusal(name)
 
 
 # ---------------------------------------------------------------- filling
@@ -588,6 +619,27 @@ def test_labels_and_attribution_survive_parquet(tmp_path: Path) -> None:
         assert back.columns["device"].tolist() == ["a,b", 'c"d']
         assert back.columns["model"].tolist() == ["x\ny", "z"]
     assert read_trace(tmp_path / "my.parquet").attribution == "by Ann"
+
+
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    old = lines(tmp_path, *COMPLETE)
+    with old.open(encoding="utf-8") as reader:
+        write_trace({"time_s": [0.0]}, old)
+        assert reader.read().splitlines() == list(COMPLETE)
+    assert list(read_trace(old).columns) == ["time_s"]
+
+
+def test_writing_that_breaks_off_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object, part: Path) -> None:
+        part.write_text("time_s\n0", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    old = lines(tmp_path, *COMPLETE)
+    monkeypatch.setattr(trace, "_write_csv", full)
+    with pytest.raises(InputError, match="No space left"):
+        write_trace({"time_s": [0.0]}, old)
+    assert list(tmp_path.iterdir()) == [old]
+    check_complete(read_trace(old))
 
 
 def test_writing_refuses_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
@@ -35,6 +36,8 @@ __all__ = [
     "import_azure_llm",
     "import_genai",
     "import_table",
+    "is_file",
+    "printable",
 ]
 
 MAX_REQUESTS = 10_000_000
@@ -92,6 +95,8 @@ _GENAI = (
     "checkpoint_model_version_id",
 )
 
+_PARSE = pa_csv.ParseOptions(newlines_in_values=True)
+
 _Column: TypeAlias = Any  # pyarrow.ChunkedArray
 _Rows = npt.NDArray[np.int64]
 
@@ -141,6 +146,20 @@ class RawTrace:
         return len(self.columns["time_s"])
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False as well for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def printable(text: str, length: int = 40) -> str:
+    """Text from a file as it may be shown: on one line, without control characters, cut to `length`."""
+    clean = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return clean if len(clean) <= length else clean[: length - 3] + "..."
+
+
 def file_columns(path: Path, source: str) -> list[str]:
     """Names of the columns of a CSV or Parquet file, without spaces around them.
 
@@ -151,14 +170,16 @@ def file_columns(path: Path, source: str) -> list[str]:
     Raises:
         InputError: no such file, another suffix, not readable, or a name that occurs twice.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{source}: no such file; give a {', '.join(_SUFFIXES)} file")
     if not path.name.lower().endswith(_SUFFIXES):
         raise InputError(f"{source}: suffix {path.suffix!r} is not known; give a {', '.join(_SUFFIXES)} file")
     names = [str(name).strip() for name in _raw_names(path, source)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{source}: column {twice[0]!r} occurs twice; keep one of them")
+        raise InputError(f"{source}: column {printable(twice[0])!r} occurs twice; keep one of them")
+    if len(names) == 1 and any(other in names[0] for other in ";\t|"):
+        raise InputError(f"{source}: one column {printable(names[0])!r}; separate the cells by commas")
     return names
 
 
@@ -189,14 +210,14 @@ def import_table(path: Path, source: str) -> RawTrace:
         near = difflib.get_close_matches(name.lower(), absent, n=1, cutoff=0.8)
         if near:
             raise InputError(
-                f"{source}: column {name!r} is not known; did you mean {near[0]!r}? Rename it, or remove it "
+                f"{source}: column {printable(name)!r} is not known; did you mean {near[0]!r}? Rename it, or remove it "
                 "if it is something else"
             )
     table = _read(path, known, source)
     columns: dict[str, npt.NDArray[Any]] = {}
     for name in known:
         columns[name] = _labels(table[name], name, source) if name in _LABELS else _floats(table[name], name, source)
-    notes = (f"columns not used: {', '.join(others)}",) if others else ()
+    notes = (f"columns not used: {_listing(others)}",) if others else ()
     return RawTrace(columns, source, _attribution(path), notes)
 
 
@@ -297,7 +318,7 @@ def _raw_names(path: Path, source: str) -> list[str]:
         if path.name.lower().endswith(".parquet"):
             with pa_parquet.ParquetFile(path) as file:
                 return list(file.schema_arrow.names)
-        with _open_csv(path) as stream, pa_csv.open_csv(stream) as reader:
+        with _open_csv(path) as stream, pa_csv.open_csv(stream, parse_options=_PARSE) as reader:
             return list(reader.schema.names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(_unreadable(source, error)) from error
@@ -327,11 +348,10 @@ def _read_csv(path: Path, names: Sequence[str], source: str) -> Any:
     options = pa_csv.ConvertOptions(
         column_types={name: pa.string() for name in names}, include_columns=list(names), strings_can_be_null=False
     )
-    parse = pa_csv.ParseOptions(newlines_in_values=True)
     batches: list[Any] = []
     rows = 0
     # In blocks, so that a small compressed file that unpacks without end is stopped.
-    with _open_csv(path) as stream, pa_csv.open_csv(stream, parse_options=parse, convert_options=options) as reader:
+    with _open_csv(path) as stream, pa_csv.open_csv(stream, parse_options=_PARSE, convert_options=options) as reader:
         schema = reader.schema
         for batch in reader:
             rows += batch.num_rows
@@ -346,7 +366,7 @@ def _attribution(path: Path) -> str:
         return ""
     with pa_parquet.ParquetFile(path) as file:
         stored = (file.schema_arrow.metadata or {}).get(b"attribution", b"")
-    return " ".join(stored.decode("utf-8", errors="replace").split())[:500]
+    return printable(stored.decode("utf-8", errors="replace"), 500)
 
 
 def _check_length(rows: int, source: str) -> None:
@@ -420,7 +440,7 @@ def _floats(
     kind = column.type
     if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise InputError(f"{source}: column {name!r} holds {kind}; it must be {rule}")
-    values = _cast(column, pa.float64(), name, source, allowed=str(rule), rows=rows)
+    values = _cast(_trimmed(column), pa.float64(), name, source, allowed=str(rule), rows=rows)
     numbers: npt.NDArray[np.float64] = values.to_numpy()
     _check_range(numbers, name, source, rule, rows)
     return numbers
@@ -453,7 +473,7 @@ def _labels(column: _Column, name: str, source: str) -> npt.NDArray[Any]:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise InputError(f"{source}: column {name!r} holds {column.type}; it must be whole numbers or text")
     try:
-        parsed: npt.NDArray[Any] = column.cast(pa.int64()).to_numpy()
+        parsed: npt.NDArray[Any] = _trimmed(column).cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         return _texts(column, name, source)
     return parsed
@@ -466,6 +486,11 @@ def _texts(column: _Column, name: str, source: str) -> npt.NDArray[Any]:
         except pa.ArrowException as error:
             raise InputError(f"{source}: column {name!r} holds {column.type}; it must be text") from error
     return np.asarray([(text or "").strip() for text in column.to_pylist()], dtype=object)
+
+
+def _trimmed(column: _Column) -> _Column:
+    """Text without spaces around it, which Arrow would not read as a number; other columns as they are."""
+    return pa_compute.call_function("utf8_trim_whitespace", [column]) if pa.types.is_string(column.type) else column
 
 
 def _picked(texts: npt.NDArray[Any], rows: _Rows) -> _Column:
@@ -494,8 +519,7 @@ def _cast(column: _Column, kind: Any, name: str, source: str, *, allowed: str, r
                 low = middle
             except pa.ArrowInvalid:
                 high = middle
-        value = repr(column[low].as_py())
-        shown = value if len(value) <= 40 else value[:37] + "..."
+        shown = printable(repr(column[low].as_py()))
         raise InputError(
             f"{source}: column {name!r}, data row {_row(low, rows)}: {shown} is not allowed; "
             f"it must be {allowed}: correct it or remove the row"
@@ -509,16 +533,16 @@ def _row(at: int, rows: _Rows | None) -> int:
 
 def _no_time(found: Sequence[str], source: str) -> str:
     near = difflib.get_close_matches("time_s", found, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? Rename it" if near else "add it"
+    hint = f"did you mean {printable(near[0])!r}? Rename it" if near else "add it"
     return f"{source}: no column 'time_s' (found: {_listing(found)}); {hint}: seconds, in rising order"
 
 
 def _listing(names: Sequence[str]) -> str:
-    shown = [name if len(name) <= 40 else name[:37] + "..." for name in names[:12]]
-    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return ", ".join(printable(name) for name in names[:12]) + (
+        f" and {len(names) - 12} more" if len(names) > 12 else ""
+    )
 
 
 def _unreadable(source: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    reason = text if len(text) <= 160 else text[:157] + "..."
+    reason = printable(" ".join(str(error).split()), 160)
     return f"{source}: cannot be read ({reason}); give a valid {', '.join(_SUFFIXES)} file"

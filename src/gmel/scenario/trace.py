@@ -41,7 +41,16 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from gmel.scenario.errors import InputError
-from gmel.scenario.importers import ATTRIBUTION_AZURE, COLUMNS, RawTrace, detect, file_columns, import_table
+from gmel.scenario.importers import (
+    ATTRIBUTION_AZURE,
+    COLUMNS,
+    RawTrace,
+    detect,
+    file_columns,
+    import_table,
+    is_file,
+    printable,
+)
 from gmel.scenario.schema import Choice, Range, Scenario
 
 __all__ = [
@@ -163,7 +172,7 @@ def read_trace(path_or_name: str | Path) -> RawTrace:
     if name in shipped_traces():
         return _mixed() if name == _MIX else _shipped(name)
     path = Path(path_or_name)
-    if not path.is_file():
+    if not is_file(path):
         near = difflib.get_close_matches(name, shipped_traces(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(
@@ -205,7 +214,7 @@ def fill_trace(raw: RawTrace, scenario: Scenario, seed: int = 0) -> Trace:
         raise InputError(f"seed = {seed}: must be a whole number >= 0")
     notes = [f"{raw.source}: {len(raw):,} requests" + (f"; {raw.attribution}" if raw.attribution else ""), *raw.notes]
     given = {name: values for name, values in raw.columns.items() if name in COLUMNS}
-    unused = [name for name in raw.columns if name not in COLUMNS]
+    unused = [printable(name) for name in raw.columns if name not in COLUMNS]
     if "device" in given and given.pop("group", None) is not None:
         unused.append("group")
     if scenario.tasks.kind == "uniform" and given.pop("model", None) is not None:
@@ -346,7 +355,8 @@ def write_trace(trace: Trace | RawTrace | Mapping[str, npt.ArrayLike], path: str
         writer(arrow, part)
         part.replace(path)
     except OSError as error:
-        raise InputError(f"trace {path.name!r} cannot be written ({error.strerror}); give a folder that can") from error
+        reason = os.strerror(error.errno) if error.errno else printable(str(error), 160)
+        raise InputError(f"trace {path.name!r} cannot be written ({reason}); give a folder that can") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -484,7 +494,9 @@ def _matched(named: npt.NDArray[Any], scenario: Scenario, popularity: Floats, no
         free = free if len(free) else by_popularity
         by_frequency = unknown[np.argsort(-np.bincount(number, minlength=len(labels))[unknown], kind="stable")]
         target[by_frequency] = free[np.arange(len(by_frequency)) % len(free)]
-        shown = ", ".join(f"{labels[i]} -> {scenario.models[target[i]].name}" for i in by_frequency[:3].tolist())
+        shown = ", ".join(
+            f"{printable(str(labels[i]))} -> {scenario.models[target[i]].name}" for i in by_frequency[:3].tolist()
+        )
         notes.append(
             f"{len(unknown):,} model labels not in the catalogue, matched by popularity onto {len(free)} entries: "
             + shown

@@ -117,7 +117,9 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     """Arrays and switches of a scenario; `requests` overrides the rows of the request table (for traces)."""
     rows = requests if requests is not None else request_capacity(scenario)
     radio, tasks, slot_s = scenario.radio, scenario.tasks, scenario.slot.length_s
-    uploads = scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows)
+    uploads = (
+        scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows, radio.sharing == "equal")
+    )
     switches = Switches(
         devices=scenario.devices.count,
         servers=len(scenario.servers),
@@ -169,9 +171,13 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     )
 
 
-def default_uploads(requests: int) -> int:
-    """Rows of the table of uploads in flight: half a slot's largest number of requests, at least eight."""
-    return max(8, (requests + 1) // 2)
+def default_uploads(requests: int, sharing: bool) -> int:
+    """Rows of the table of uploads in flight, at least eight.
+
+    Half a slot's largest number of requests where a link is its own; where uploads share a cell, a crowd slows itself down
+    and stays: four slots' worth.
+    """
+    return max(8, 4 * requests if sharing else (requests + 1) // 2)
 
 
 def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalogue:

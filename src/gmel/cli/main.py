@@ -1,0 +1,81 @@
+"""The command `gmel`: one file per verb, no logic here."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import typer
+
+from gmel import __version__
+from gmel.cli import benchmark, export, report, run, scenario
+from gmel.scenario.errors import InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="gmel",
+    help="Where a factory's generation tasks run: learned, measured beside an honest ladder, explained in a report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(run.run)
+app.command("export")(export.export)
+app.command("report")(report.report)
+app.add_typer(scenario.app, name="scenario")
+app.add_typer(benchmark.app, name="benchmark")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gmel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options before the verb."""
+    del version
+
+
+def main() -> None:
+    """Entry point: bad input is one line and exit code 2; anything else that fails is a defect and shows itself."""
+    _cache_compilations()
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except KeyboardInterrupt:
+        typer.echo("gmel: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"gmel: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept between runs, unless the user has set JAX's cache otherwise.
+
+    By environment variables, before JAX is imported: `gmel --help` must not import it.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(home) / "gmel" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""From a scenario to environments: one to train on, one to be judged on."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gmel.scenario.errors import InputError
+from gmel.scenario.schema import Scenario
+from gmel.scenario.trace import SlotTable, Trace, fill_trace, read_trace, slot_table, split_trace
+from gmel.simulator.environment import Environment
+from gmel.simulator.traffic import TraceArrays
+
+__all__ = ["Environments", "build_environments", "replay_environment"]
+
+LEAST_SLOTS = 32
+"""A part of a trace with fewer slots cannot be trained or judged on."""
+
+
+class Environments(NamedTuple):
+    """The plant with training traffic and with held-out traffic.
+
+    With Poisson arrivals both are the same and only the seeds differ; a trace is split in time. `load` is offered work
+    over capacity (of the whole trace). `notes` say what was filled in or stretched.
+    """
+
+    train: Environment
+    test: Environment
+    load: float
+    notes: tuple[str, ...]
+
+
+def build_environments(scenario: Scenario, trace: str | None = None, seed: int = 0) -> Environments:
+    """Environments of a scenario; `trace` (a shipped name or a file) replaces its arrivals.
+
+    Raises:
+        InputError: the trace is missing, malformed, empty or too short.
+    """
+    name = trace if trace is not None else scenario.arrivals.trace
+    if name is None or (trace is None and scenario.arrivals.kind == "poisson"):
+        environment = Environment.from_scenario(scenario)
+        rate = scenario.arrival_rate_per_s
+        assert rate is not None  # Arrivals demands it for Poisson
+        return Environments(environment, environment, rate * scenario.mean_work / scenario.capacity, ())
+    filled = fill_trace(read_trace(name), scenario, seed)
+    first, second = split_trace(filled, scenario.arrivals.train_share)
+    duration_s = float(filled.time_s[-1] - filled.time_s[0])
+    load = float(filled.work.sum()) / max(duration_s, scenario.slot.length_s) / scenario.capacity
+    load *= float(np.exp(0.5 * scenario.tasks.noise_sigma**2))
+    return Environments(
+        replay_environment(scenario, first, f"{name} (first part)"),
+        replay_environment(scenario, second, f"{name} (held-out part)"),
+        load,
+        filled.notes,
+    )
+
+
+def replay_environment(scenario: Scenario, trace: Trace, source: str) -> Environment:
+    """The plant with the requests of a trace, starting again at its end.
+
+    Raises:
+        InputError: the trace has too few slots.
+    """
+    table = slot_table(trace, scenario.slot.length_s, scenario.arrivals.max_per_slot)
+    if table.present.shape[0] < LEAST_SLOTS:
+        raise InputError(
+            f"trace {source}: {table.present.shape[0]} slots of {scenario.slot.length_s:g} s, at least {LEAST_SLOTS} "
+            "are needed: use a longer trace or a shorter slot.length_s"
+        )
+    return Environment.from_scenario(scenario, _arrays(table))
+
+
+def _arrays(table: SlotTable) -> TraceArrays:
+    number = jnp.result_type(float)
+    return TraceArrays(
+        present=jnp.asarray(table.present),
+        device=jnp.asarray(table.device, jnp.int32),
+        generated_s=jnp.asarray(table.generated_s, number),
+        size_bit=jnp.asarray(table.size_bit, number),
+        bits_out=jnp.asarray(table.bits_out, number),
+        work=jnp.asarray(table.work, number),
+        model=jnp.asarray(table.model, jnp.int32),
+        deadline_s=jnp.asarray(table.deadline_s, number),
+    )
