@@ -1,9 +1,9 @@
 """An independent simulator: event by event, in plain Python and double precision, written from the rules alone.
 
-Rules: a server serves first in, first out in order of upload completion (ties: decided earlier first, then the row), each
-task on the GPU that is free first; a model that is not resident costs its load time, the least recently used models leave
-until it fits; with `drop` a task that cannot start before its deadline is discarded and counts its deadline as
-latency; a device runs its own tasks in the order in which they were decided. Times are absolute seconds.
+Rules: a server serves first in, first out in order of upload completion (ties: decided earlier first, then the row),
+each task on the GPU that is free first; a model that is not resident costs its load time, the least recently used
+models leave until it fits; with `drop` a task that cannot start before its deadline is discarded and counts its
+deadline as latency; a device runs its own tasks in the order in which they were decided. Times are absolute seconds.
 """
 
 import heapq

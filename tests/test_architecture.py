@@ -104,7 +104,8 @@ def test_names_say_what_a_file_holds(folder: Path) -> None:
 
 
 def test_reading_of_imports_finds_what_it_must() -> None:
-    source = "import gmel.cli.main\nfrom ..evaluation import table\ndef f():\n    from gmel.policies.rules import Greedy\n"
+    inner = "    from gmel.policies.rules import Greedy\n"
+    source = "import gmel.cli.main\nfrom ..evaluation import table\ndef f():\n" + inner
     found = imported_modules(ast.parse(source), "gmel.physics.radio", False)
     assert {"gmel.cli.main", "gmel.evaluation.table", "gmel.policies.rules.Greedy"} <= found
     assert faults("physics", found) == sorted(name for name in found if name.startswith("gmel"))

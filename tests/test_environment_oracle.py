@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_simulator import Record, Server, Task, simulate
-from small_plants import RADIO, small_plant
 
 from gmel.scenario.load import load_scenario
 from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment
 from gmel.simulator.state import Outcome, Requests, State
+from reference_simulator import Record, Server, Task, simulate
+from small_plants import RADIO, small_plant
 
 DRAIN_SLOTS = 60
 
@@ -141,8 +141,10 @@ def assert_agreement(run: Run, tolerance_s: float) -> tuple[list[Task], list[Rec
     return tasks, records
 
 
-SHARED_OUTAGE = RADIO.replace('sharing = "none"', 'sharing = "equal"').replace('"clip"', '"outage"').replace(
-    "download = false", "download = true"
+SHARED_OUTAGE = (
+    RADIO.replace('sharing = "none"', 'sharing = "equal"')
+    .replace('"clip"', '"outage"')
+    .replace("download = false", "download = true")
 )
 SMALL_MEMORY = {"memory_gb": (10.0, 12.0, 24.0)}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_simulator import Server, Task, simulate
 
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu, local_queue
+from reference_simulator import Server, Task, simulate
 
 ROWS, SERVERS, MODELS = 7, 2, 4
 INF = math.inf
@@ -97,7 +97,9 @@ def test_recursion_equals_the_event_driven_reference(rows: list[dict[str, Any]],
         Task(0.0, 0.0, n, n, r["server"] + 1, r["ready_s"], r["service_s"], 0.0, r["latest_start_s"])
         for n, r in enumerate(table)
     ]
-    tasks = [Task(**{**t.__dict__, "model": r["model"], "load_s": r["load_s"]}) for t, r in zip(tasks, table, strict=True)]
+    tasks = [
+        Task(**{**t.__dict__, "model": r["model"], "load_s": r["load_s"]}) for t, r in zip(tasks, table, strict=True)
+    ]
     present = [n for n, r in enumerate(table) if r["present"]]
     records = simulate(
         [tasks[n] for n in present],
@@ -143,7 +145,8 @@ def test_absent_gpu_serves_nothing() -> None:
 
 
 def test_least_recently_used_model_leaves() -> None:
-    # Memory for two models; 0 and 1 resident. 0 hit, 2 in and 1 out (0 was used), 1 in and 0 out, 2 hit, 0 in and 1 out.
+    # Memory for two models; 0 and 1 resident. 0 hit, 2 in and 1 out (0 was used), 1 in and 0 out, 2 hit,
+    # 0 in and 1 out.
     order = [0, 2, 1, 2, 0]
     rows = queued([{"ready_s": 1.0 + n, "service_s": 0.25, "model": m, "load_s": 0.5} for n, m in enumerate(order)])
     served, after = serve(idle([1], 3, [[0, 1]]), rows, memory=[1.0, 1.0, 1.0], room=[2.0])

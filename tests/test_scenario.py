@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from small_plants import plant_text, small_plant
 
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import digest, load_scenario, parse_scenario, preset_names, to_toml, with_load
 from gmel.scenario.schema import Scenario
+from small_plants import plant_text, small_plant
 
 TEXT = plant_text(catalogue=True, switching=True)
 
@@ -91,7 +91,9 @@ def test_text_that_is_no_toml_is_refused() -> None:
 
 
 def test_full_scenario_survives_the_round_trip() -> None:
-    scenario = parse_scenario(text_with({("servers", 0, "position_m"): [1.5, -2.0], ("title",): 'quo"te \\ ü\n\t'}), "x")
+    scenario = parse_scenario(
+        text_with({("servers", 0, "position_m"): [1.5, -2.0], ("title",): 'quo"te \\ ü\n\t'}), "x"
+    )
     assert scenario.servers[0].position_m == (1.5, -2.0)
     assert parse_scenario(to_toml(scenario), "again") == scenario
 
@@ -168,7 +170,9 @@ def test_misspelt_key_is_named_before_the_missing_one() -> None:
     assert "unknown key 'devices.cuont'; did you mean 'count'? (and 1 more)" in refused(text)
 
 
-@pytest.mark.parametrize("place", [("devices",), ("devices", "count"), ("servers",), ("servers", 0, "speed"), ("name",)])
+@pytest.mark.parametrize(
+    "place", [("devices",), ("devices", "count"), ("servers",), ("servers", 0, "speed"), ("name",)]
+)
 def test_missing_field_is_named(place: tuple[str | int, ...]) -> None:
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     assert f"{dotted} is missing; add it" in refused(text_with({place: None}))

@@ -22,7 +22,9 @@ def core(
     decisions: Annotated[float, typer.Option(help="Agent decisions of each training.")] = 3e6,
     episodes: Annotated[int, typer.Option(help="Evaluation episodes.")] = 8,
     slots: Annotated[int, typer.Option(help="Slots of an evaluation episode.")] = 2000,
-    out: Annotated[Path | None, typer.Option(help="Write evaluation.json, metrics and a table into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write evaluation.json, metrics and a table into this folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
     """Train every learner with the same number of decisions and show them beside the ladder."""

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import click
 import typer
 
 from gmel import __version__
@@ -46,12 +45,14 @@ def main() -> None:
     """Entry point: bad input is one line and exit code 2; anything else that fails is a defect and shows itself."""
     _cache_compilations()
     try:
-        app(standalone_mode=False)
+        # In this mode Typer returns the code of `typer.Exit`.
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except InputError as error:
         _fail(str(error))
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except typer.TyperException as error:
         _fail(error.format_message())
     except KeyboardInterrupt:
         typer.echo("gmel: interrupted", err=True)

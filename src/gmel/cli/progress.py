@@ -63,6 +63,4 @@ class ConsoleReporter:
         now = time.monotonic()
         if force or now - self._said >= _LINE_EVERY_S:
             self._said = now
-            self._console.print(
-                f"[{now - self._began:6.1f} s] {text}", highlight=False, markup=False, soft_wrap=True
-            )
+            self._console.print(f"[{now - self._began:6.1f} s] {text}", highlight=False, markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.evaluate import Trained as TrainedEntry
 from gmel.evaluation.evaluate import evaluate
 from gmel.evaluation.ladder import ladder
+from gmel.evaluation.progress import Reporter
 from gmel.evaluation.report import render_report
 from gmel.evaluation.schema import Evaluation, replace_file, write_evaluation
 from gmel.evaluation.tuning import Tuned, shipped, tune
@@ -39,7 +40,15 @@ from gmel.scenario.load import digest, parse_scenario, to_toml
 from gmel.scenario.schema import Scenario
 from gmel.simulator.build import Environments, build_environments
 
-__all__ = ["RUN_FORMAT", "Job", "JobResult", "Reporter", "open_run", "run_job"]
+__all__ = [
+    "RUN_FORMAT",
+    "Job",
+    "JobResult",
+    "evaluation_episodes",
+    "open_run",
+    "run_job",
+    "validation_episodes",
+]
 
 RUN_FORMAT = 1
 EVALUATION_SEED, VALIDATION_SEED = 1_000, 3_000_000
@@ -66,22 +75,6 @@ class Job:
             raise InputError(f"--budget {self.budget_s:g}: must be more than 0 seconds")
         if self.slots is not None and self.slots < 2:
             raise InputError(f"--slots {self.slots}: must be at least 2")
-
-
-class Reporter(Protocol):
-    """Who is told how the work goes on."""
-
-    def stage(self, text: str) -> None:
-        """A new part of the work begins."""
-        ...
-
-    def advance(self, done: float, total: float, text: str) -> None:
-        """Progress within the part."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -201,7 +194,7 @@ def _train_seed(
     updates = job.updates or algorithm.updates
     which = f"{algorithm.title}, seed {seed}" if job.seeds > 1 else algorithm.title
     report.stage(f"training {which}: compiling")
-    validation = _validation_episodes(environments)
+    validation = validation_episodes(environments)
 
     def validate(policy: Policy[Any]) -> tuple[float, float]:
         measured = run_episodes(environments.train, policy, validation, jax.random.key(11))
@@ -230,7 +223,8 @@ def _train_seed(
     return train(task, algorithm, settings, validate, on_progress, resume=resume)
 
 
-def _validation_episodes(environments: Environments) -> Episodes:
+def validation_episodes(environments: Environments) -> Episodes:
+    """Traffic for choosing among updates of one training: of the training part, with seeds of its own."""
     trace = environments.train.trace
     if trace is None:
         return Episodes(16, 400, 60, VALIDATION_SEED)

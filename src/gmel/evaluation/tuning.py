@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,11 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gmel.evaluation.progress import Reporter
+from gmel.evaluation.schema import replace_file
 from gmel.policies.policy import StatelessPolicy
 from gmel.policies.rules import Softmax, Softmax7
+from gmel.scenario.errors import InputError
+from gmel.scenario.load import digest
+from gmel.scenario.schema import Scenario
+from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 
-__all__ = ["TUNING_SEED", "Tuned", "shipped", "tune"]
+__all__ = ["TUNING_SEED", "Tuned", "shipped", "tune", "tune_scenario"]
 
 TUNING_SEED = 7_000_000
 """First seed of the tuning traffic; evaluation and training use others."""
@@ -38,13 +46,19 @@ class Tuned:
     evaluations: int = 0
 
 
-def shipped(digest: str) -> Tuned | None:
+def shipped(scenario_digest: str) -> Tuned | None:
     """Parameters that come with the package for a scenario of this digest, or None."""
-    entries = json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.is_file() else {}
-    entry = entries.get(digest)
+    entries: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.is_file() else {}
+    entry = entries.get(scenario_digest)
     if entry is None:
         return None
-    return Tuned(**{**{k: v for k, v in entry.items() if k != "scenario"}, "theta": tuple(entry["theta"])})
+    return Tuned(
+        temperature_s=float(entry["temperature_s"]),
+        theta=tuple(float(v) for v in entry["theta"]),
+        softmax_latency_s=float(entry["softmax_latency_s"]),
+        softmax7_latency_s=float(entry["softmax7_latency_s"]),
+        evaluations=int(entry["evaluations"]),
+    )
 
 
 def as_entry(tuned: Tuned, scenario: str) -> dict[str, object]:
@@ -63,7 +77,8 @@ def tune(
 ) -> Tuned:
     """Tunes both rungs for least mean latency.
 
-    Every candidate meets the same traffic: `episodes` of `slots` from seed `TUNING_SEED` on, a tenth left out as warm-up.
+    Every candidate meets the same traffic: `episodes` of `slots` from seed `TUNING_SEED` on, a tenth left out as
+    warm-up.
     """
     words = seeds(TUNING_SEED, episodes)
     length = 1 if environment.trace is None else environment.trace.present.shape[0]
@@ -107,6 +122,30 @@ def tune(
         spread = np.maximum(0.6 * spread + 0.4 * candidates[order].std(axis=0), 0.02 * np.abs(center) + 1e-3)
         spread = np.minimum(spread, 1.5 * np.abs(center) + unit_s)
     return Tuned(best_t, tuple(float(v) for v in best_theta), float(values.min()), best_value, total)
+
+
+def tune_scenario(scenario: Scenario, generations: int, out: Path | None, report: Reporter) -> dict[str, object]:
+    """Tunes a scenario and adds the result to a table of tuned parameters (a JSON file); returns the entry.
+
+    Raises:
+        InputError: the table cannot be read or written.
+    """
+    environments = build_environments(scenario)
+    report.stage("tuning L2 and L3")
+    tuned = tune(
+        environments.train,
+        generations=generations,
+        progress=lambda done, total: report.advance(done, total, "tuning L2 and L3"),
+    )
+    entry = as_entry(tuned, f"{scenario.name}, load {environments.load:.3g}")
+    if out is not None:
+        try:
+            table = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+            table[digest(scenario)] = entry
+            replace_file(out, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
+        except (OSError, ValueError) as error:
+            raise InputError(f"--out {out}: {error}; give a JSON file that can be written") from error
+    return {"digest": digest(scenario), **entry}
 
 
 def _mean_latency_s(

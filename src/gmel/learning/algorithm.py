@@ -48,6 +48,8 @@ class Algorithm(eqx.Module, Generic[TrainState]):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    updates: eqx.AbstractVar[int]
+    """Updates of a training of the usual length; schedules end there."""
 
     @abstractmethod
     def init(self, task: Task, key: PRNGKeyArray) -> TrainState:

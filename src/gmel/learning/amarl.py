@@ -7,31 +7,37 @@ A request's advantage mixes its own (reward of the request, minus what the criti
 (generalised advantage estimation on the reward of all requests together): (1 - mu) own + mu team, mu the scenario's
 `reward.cooperation`. The own part needs no bootstrap, because its reward is credited when the request is decided.
 
-Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (1506.02438), attention critic in the line of MAAC (Iqbal and Sha
-2019, 1810.02912) and of AMARL (2405.02972, which gives no equations).
+Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (1506.02438), attention critic in the line of MAAC (Iqbal and
+Sha 2019, 1810.02912) and of AMARL (2405.02972, which gives no equations).
 """
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
-from gmel.learning.networks import Actor, AttentionCritic
-from gmel.learning.rollout import Trajectory, collect, log_prob
+from gmel.learning.clipped import entropy, generalised_advantage, pack, row_capacity, standardise
+from gmel.learning.networks import Actor, AttentionCritic, Values
+from gmel.learning.rollout import Credit, Trajectory, collect, log_prob
 from gmel.simulator.state import Observation
 
-__all__ = ["Amarl", "AmarlState"]
+__all__ = ["Amarl", "AmarlState", "Critic"]
+
+
+Critic = Callable[[Observation], Values]
+"""Any pytree of weights that judges a batch of slots from the fresh observation."""
 
 
 class AmarlState(NamedTuple):
     """Everything that training changes."""
 
     actor: Actor
-    critic: AttentionCritic
+    critic: Critic
     optimiser: optax.OptState
     workers: Workers
     key: PRNGKeyArray
@@ -47,7 +53,8 @@ class _Batch(NamedTuple):
 
 
 class Amarl(Algorithm[AmarlState]):
-    """The clipped on-policy rule. Defaults are for `hall-20x5` and `factory`; see `docs/learning.md` for their effect."""
+    """The clipped on-policy rule. Defaults are for `hall-20x5` and `factory`; see `docs/learning.md` for their
+    effect."""
 
     name: ClassVar[str] = "amarl"
     title: ClassVar[str] = "AMARL"
@@ -64,6 +71,8 @@ class Amarl(Algorithm[AmarlState]):
     clip: float = eqx.field(static=True, default=0.2)
     entropy: float = eqx.field(static=True, default=0.003)
     gradient_norm: float = eqx.field(static=True, default=0.5)
+    credit: Credit = eqx.field(static=True, default="own")
+    """What a request is credited with: its own reward, or its difference reward (see `rollout.collect`)."""
     cooperation: float | None = eqx.field(static=True, default=None)
     """Share of the team in the advantage; None: the scenario's."""
     width: int = eqx.field(static=True, default=32)
@@ -77,10 +86,14 @@ class Amarl(Algorithm[AmarlState]):
         """Networks, optimiser, environments."""
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)
-        critic = AttentionCritic(task.scale, critic_key, self.critic_width, self.heads)
+        critic = self.critic(task, critic_key)
         optimiser = self._optimiser().init(eqx.filter((actor, critic), eqx.is_array))
         workers = start_workers(task, worker_key, self.environments)
         return AmarlState(actor, critic, optimiser, workers, key, jnp.zeros((), jnp.int32))
+
+    def critic(self, task: Task, key: PRNGKeyArray) -> Critic:
+        """The critic before training; rivals replace this part alone (see `mappo.py`)."""
+        return AttentionCritic(task.scale, key, self.critic_width, self.heads)
 
     def policy(self, state: AmarlState) -> LearnedPolicy:
         """The actor alone."""
@@ -93,17 +106,19 @@ class Amarl(Algorithm[AmarlState]):
     def update(self, task: Task, state: AmarlState) -> tuple[AmarlState, Metrics]:
         """One rollout, then a few epochs of minibatches on it."""
         rollout_key, learn_key, key = jax.random.split(state.key, 3)
-        states, trajectory, last = collect(task, state.actor, state.workers.states, rollout_key, self.slots)
+        states, trajectory, last = collect(
+            task, state.actor, state.workers.states, rollout_key, self.slots, self.credit
+        )
         values = state.critic(trajectory.fresh)
         reward = trajectory.team / task.requests_per_slot
-        team_advantage = _generalised_advantage(
+        team_advantage = generalised_advantage(
             reward, values.team, state.critic(last).team, self.discount, self.trace_decay
         )
         present = trajectory.observation.present
         share = task.environment.plant.switches.reward.cooperation if self.cooperation is None else self.cooperation
         mixed = (1 - share) * (trajectory.own - values.own)
         mixed = mixed + share * task.requests_per_slot * team_advantage[..., None]
-        advantage = _standardise(mixed, present)
+        advantage = standardise(mixed, present)
         batch = _Batch(trajectory, advantage, team_advantage + values.team)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
         actor, critic, optimiser, losses = self._learn(task, state, flat, learn_key)
@@ -127,13 +142,13 @@ class Amarl(Algorithm[AmarlState]):
 
     def _learn(
         self, task: Task, state: AmarlState, batch: _Batch, key: PRNGKeyArray
-    ) -> tuple[Actor, AttentionCritic, optax.OptState, tuple[jax.Array, ...]]:
+    ) -> tuple[Actor, Critic, optax.OptState, tuple[jax.Array, ...]]:
         """Epochs of shuffled minibatches."""
         total = self.slots * self.environments
         size = total // self.minibatches
         optimiser = self._optimiser()
         networks, structure = eqx.partition((state.actor, state.critic), eqx.is_array)
-        rows = _row_capacity(task, size)
+        rows = row_capacity(task, size)
 
         def loss(networks: object, part: _Batch) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             actor, critic = eqx.combine(networks, structure)
@@ -160,7 +175,7 @@ class Amarl(Algorithm[AmarlState]):
         return actor, critic, optimiser_state, losses
 
     def _loss(
-        self, actor: Actor, critic: AttentionCritic, part: _Batch, rows: int
+        self, actor: Actor, critic: Critic, part: _Batch, rows: int
     ) -> tuple[Float[Array, ""], tuple[jax.Array, ...]]:
         trajectory = part.trajectory
         observation, action, old, advantage = (
@@ -172,73 +187,18 @@ class Amarl(Algorithm[AmarlState]):
         present = observation.present
         if not self.communicating:
             # Most rows of the table are empty: work on those that are not.
-            observation, action, old, advantage, present = _pack((observation, action, old, advantage), present, rows)
+            observation, action, old, advantage, present = pack((observation, action, old, advantage), present, rows)
         logits = actor(observation)
         count = jnp.maximum(jnp.sum(present), 1)
         log = log_prob(logits, action)
         ratio = jnp.exp(log - old)
         gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - self.clip, 1 + self.clip) * advantage)
         policy_loss = -jnp.sum(jnp.where(present, gain, 0.0)) / count
-        entropy = jnp.sum(jnp.where(present, _entropy(logits), 0.0)) / count
+        spread = jnp.sum(jnp.where(present, entropy(logits), 0.0)) / count
         values = critic(trajectory.fresh)
         here = trajectory.fresh.present
         own_error = jnp.where(here, (values.own - trajectory.own) ** 2, 0.0)
         critic_loss = jnp.sum(own_error) / jnp.maximum(jnp.sum(here), 1)
         critic_loss = critic_loss + jnp.mean((values.team - part.team_target) ** 2)
         change = jnp.sum(jnp.where(present, old - log, 0.0)) / count
-        return policy_loss - self.entropy * entropy + 0.5 * critic_loss, (entropy, critic_loss, change)
-
-
-def _generalised_advantage(
-    reward: Float[Array, "slots environments"],
-    value: Float[Array, "slots environments"],
-    last: Float[Array, "environments"],
-    discount: float,
-    decay: float,
-) -> Float[Array, "slots environments"]:
-    """Generalised advantage estimation over the slots."""
-
-    def back(
-        carry: tuple[jax.Array, jax.Array], slot: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        advantage, following = carry
-        now, here = slot
-        advantage = now + discount * following - here + discount * decay * advantage
-        return (advantage, here), advantage
-
-    return jax.lax.scan(back, (jnp.zeros_like(last), last), (reward, value), reverse=True)[1]
-
-
-def _standardise(values: Float[Array, "*batch"], present: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Zero mean and unit variance over the rows that are present."""
-    count = jnp.maximum(jnp.sum(present), 1)
-    mean = jnp.sum(jnp.where(present, values, 0.0)) / count
-    variance = jnp.sum(jnp.where(present, (values - mean) ** 2, 0.0)) / count
-    return (values - mean) / (jnp.sqrt(variance) + 1e-6)
-
-
-def _entropy(logits: Float[Array, "*batch options"]) -> Float[Array, "*batch"]:
-    """Entropy of the softmax; masked options (minus infinity) count nothing, also in the gradient."""
-    allowed = jnp.isfinite(logits)
-    log = jnp.where(allowed, jax.nn.log_softmax(logits), 0.0)
-    return -jnp.sum(jnp.where(allowed, jnp.exp(log) * log, 0.0), axis=-1)
-
-
-def _row_capacity(task: Task, slots: int) -> int:
-    """Rows that hold the requests of so many slots but for rare peaks (six standard deviations of a Poisson count)."""
-    mean = task.requests_per_slot * slots
-    table = slots * task.environment.requests
-    return (
-        int(min(table, mean + 6 * mean**0.5 + 8))
-        if task.environment.trace is None
-        else int(min(table, 1.5 * mean + 64))
-    )
-
-
-def _pack(
-    rows: tuple[Observation, jax.Array, jax.Array, jax.Array], present: Bool[Array, "slots requests"], capacity: int
-) -> tuple[Observation, jax.Array, jax.Array, jax.Array, Bool[Array, "rows"]]:
-    """The rows that are present, packed to the front of a table of `capacity` rows."""
-    chosen = jnp.nonzero(present.reshape(-1), size=capacity, fill_value=0)[0]
-    packed = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[chosen], rows)
-    return (*packed, jnp.arange(capacity) < jnp.sum(present))
+        return policy_loss - self.entropy * spread + 0.5 * critic_loss, (spread, critic_loss, change)

@@ -21,7 +21,8 @@ TASK_INPUTS = 7
 
 
 class Scale(NamedTuple):
-    """Constants that bring observations to order one. Constants, not running statistics: an actor is a pure function."""
+    """Constants that bring observations to order one. Constants, not running statistics: an actor is a pure
+    function."""
 
     time_s: float
     size_bit: float
@@ -103,8 +104,8 @@ class Linear(eqx.Module):
 class Actor(eqx.Module):
     """Scores the options of each request.
 
-    h_j = f(option_j, task);  c = mean of h over the allowed options;  score_j = g(h_j, c) - expected latency_j / T, with a
-    learned temperature T. In communicating mode the requests of a slot exchange one round of messages: for
+    h_j = f(option_j, task);  c = mean of h over the allowed options;  score_j = g(h_j, c) - expected latency_j / T,
+    with a learned temperature T. In communicating mode the requests of a slot exchange one round of messages: for
     each option, attention over the other requests' h_j, so that they can stay out of each other's way.
     """
 

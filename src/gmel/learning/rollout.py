@@ -1,7 +1,7 @@
 """Collecting experience: all environments, a few slots, one `lax.scan`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gmel.learning.algorithm import Task
 from gmel.simulator.state import Observation, State
 
-__all__ = ["Trajectory", "collect", "log_prob"]
+__all__ = ["Credit", "Trajectory", "collect", "log_prob"]
+
+Credit = Literal["own", "difference"]
 
 
 class Trajectory(NamedTuple):
     """What happened, leading axes [slots, environments].
 
-    `own`: reward of each request; `team`: of all together (see `simulator.state.Reward`).
+    `own`: reward of each request (by the credit asked for); `team`: of all together (see `simulator.state.Reward`).
     """
 
     observation: Observation
@@ -38,8 +40,14 @@ def collect(
     states: State,
     key: PRNGKeyArray,
     slots: int,
+    credit: Credit = "own",
 ) -> tuple[State, Trajectory, Observation]:
-    """Runs the stochastic policy of `logits` for some slots; also returns the fresh observation after the last."""
+    """Runs the stochastic policy of `logits` for some slots; also returns the fresh observation after the last.
+
+    With the credit `difference` a request is charged with what the slot would have cost less without it: its own cost
+    and the delay it causes to the others (difference rewards, Wolpert and Tumer 2002; exact here, because the
+    environment can be asked).
+    """
     environment = task.environment
 
     def fresh(state: State) -> Observation:
@@ -50,9 +58,8 @@ def collect(
         scores = logits(observation)
         action = jax.random.categorical(slot_key, scores)
         after, reward, _ = jax.vmap(environment.step)(states, action)
-        seen = Trajectory(
-            observation, jax.vmap(fresh)(states), action, log_prob(scores, action), reward.own, reward.team
-        )
+        own = reward.own if credit == "own" else jax.vmap(environment.difference)(states, action)
+        seen = Trajectory(observation, jax.vmap(fresh)(states), action, log_prob(scores, action), own, reward.team)
         return after, seen
 
     states, trajectory = jax.lax.scan(slot, states, jax.random.split(key, slots))

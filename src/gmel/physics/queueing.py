@@ -103,13 +103,11 @@ def fifo_many_gpus(
         free = jnp.where(here[:, None], now.free_s, jnp.inf)
         start_s = jnp.maximum(row.ready_s, jnp.min(free))
         serve = row.present & (start_s <= row.latest_start_s)
-        if model_axis:
-            wanted = jnp.arange(model_axis) == row.model
-            held = jnp.any(here[:, None] & now.resident, axis=0)
-            hit = jnp.any(held & wanted)
-            switch_s = jnp.where(hit, 0.0, row.load_s)
-        else:
-            switch_s = jnp.zeros_like(row.load_s)
+        # Without models these are empty and cost nothing.
+        wanted = jnp.arange(model_axis) == row.model
+        held = jnp.any(here[:, None] & now.resident, axis=0)
+        hit = jnp.any(held & wanted) if model_axis else jnp.array(True)
+        switch_s = jnp.where(hit, 0.0, row.load_s)
         end_s = start_s + switch_s + row.service_s
         slot = jnp.argmin(free.reshape(-1))
         taken = (jnp.arange(free.size) == slot).reshape(free.shape) & serve
@@ -144,8 +142,8 @@ def local_queue(
 ) -> Served:
     """Tasks that stay on their device: first in, first out in row order behind the device's backlog.
 
-    `backlog_s` is that of the row's own device at the slot start. With `latest_start_s` a task that would start later is
-    discarded, which makes room for those after it; then the rows pass one by one.
+    `backlog_s` is that of the row's own device at the slot start. With `latest_start_s` a task that would start later
+    is discarded, which makes room for those after it; then the rows pass one by one.
     """
     zero = jnp.zeros_like(service_s)
     if latest_start_s is None:

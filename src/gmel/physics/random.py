@@ -1,9 +1,9 @@
 """Random numbers as a function of where they are used: a counter-based generator.
 
-Every draw is a hash of (seed, slot, what, index), so a quantity does not depend on how many others were drawn before it:
-traffic is common to all policies, nothing is drawn that nobody needs, and any number of environments run in parallel
-with the same result. The hash is PCG4D (Jarzynski and Olano, "Hash Functions for GPU Rendering", JCGT 9(3), 2020):
-four 32-bit words in, four out, about thirty integer instructions (threefry needs about a hundred for two).
+Every draw is a hash of (seed, slot, what, index), so a quantity does not depend on how many others were drawn before
+it: traffic is common to all policies, nothing is drawn that nobody needs, and any number of environments run in
+parallel with the same result. The hash is PCG4D (Jarzynski and Olano, "Hash Functions for GPU Rendering", JCGT 9(3),
+2020): four 32-bit words in, four out, about thirty integer instructions (threefry needs about a hundred for two).
 """
 
 from typing import NamedTuple

@@ -190,7 +190,9 @@ def _local_search(environment: Environment, state: State, start: jax.Array, roun
     present = state.requests.present
     move_allowed = mask[moved_row, moved_to] & present[moved_row]
 
-    def improve(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def improve(
+        carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         action, value, _, done = carry
         moves = jnp.where(rows[None, :] == moved_row[:, None], moved_to[:, None], action[None, :])
         swaps = jnp.where(rows[None, :] == first[:, None], action[second][:, None], action[None, :])

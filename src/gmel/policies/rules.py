@@ -1,7 +1,8 @@
 """Rules of thumb that look at a request alone: the lower rungs of the ladder (L0 to L3).
 
-Sources: reference ladder 4.2-4.3. LED: least expected delay, also known as SED with sampling (Mitzenmacher's power of two
-choices for unlike servers); the softmax of expected delays spreads simultaneous decisions (Dahlin 2000 for the idea).
+Sources: reference ladder 4.2-4.3. LED: least expected delay, also known as SED with sampling (Mitzenmacher's power of
+two choices for unlike servers); the softmax of expected delays spreads simultaneous decisions (Dahlin 2000 for the
+idea).
 """
 
 import equinox as eqx

@@ -153,7 +153,8 @@ class Radio(Section):
             raise ValueError(f"snr_db = {list(self.snr_db)} must be [low, high]")
         if self.model == "inf" and self.server_height_m < self.device_height_m:
             raise ValueError(
-                f"server_height_m = {self.server_height_m:g} must not be below device_height_m = {self.device_height_m:g}"
+                f"server_height_m = {self.server_height_m:g} must not be below "
+                f"device_height_m = {self.device_height_m:g}"
             )
         if self.model == "inf" and self.subscenario in ("SH", "DH") and self.clutter_height_m <= self.device_height_m:
             raise ValueError(

@@ -210,6 +210,18 @@ class Environment(eqx.Module):
             jnp.sum(delay_cost),
         )
 
+    def difference(self, state: State, action: Int[Array, "requests"]) -> Float[Array, "requests"]:
+        """Difference reward of each request: minus what all tasks together would cost less without it."""
+        rows = jnp.arange(self.requests)
+
+        def total(present: Bool[Array, "requests"]) -> Float[Array, ""]:
+            projection = self.project(state._replace(requests=state.requests._replace(present=present)), action)
+            return jnp.sum(projection.cost) + projection.delay_cost
+
+        present = state.requests.present
+        without = jax.vmap(lambda row: total(present & (rows != row)))(rows)
+        return jnp.where(present, without - total(present), 0.0)
+
     def step(
         self, state: State, action: Int[Array, "requests"], requests: Requests | None = None
     ) -> tuple[State, Reward, Outcome]:
@@ -433,7 +445,8 @@ class Environment(eqx.Module):
         )
 
     def _download_s(self, requests: Requests, links: Links) -> Float[Array, "requests servers"]:
-        """Download time of each request from each server; downlinks do not contend (servers send one result at a time)."""
+        """Download time of each request from each server; downlinks do not contend (servers send one result at a
+        time)."""
         snr = links.downlink_snr[requests.device]
         one = jnp.ones_like(snr)
         return transfer_s(

@@ -58,8 +58,8 @@ def draw_fading(
 ) -> tuple[Float[Array, "requests servers"], Float[Array, "requests servers"]]:
     """Small-scale power gain of the links of the requesting devices, and the time their upload waits for the link.
 
-    Block fading: a unit-mean exponential gain (Rayleigh) per link and slot, held for the upload. Below the floor the gain
-    is raised to it (`clip`), or the upload waits for the first slot above it (`outage`).
+    Block fading: a unit-mean exponential gain (Rayleigh) per link and slot, held for the upload. Below the floor the
+    gain is raised to it (`clip`), or the upload waits for the first slot above it (`outage`).
     """
     spec = plant.switches.radio
     zero = jnp.zeros_like(snr)

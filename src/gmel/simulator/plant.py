@@ -174,8 +174,8 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
 def default_uploads(requests: int, sharing: bool) -> int:
     """Rows of the table of uploads in flight, at least eight.
 
-    Half a slot's largest number of requests where a link is its own; where uploads share a cell, a crowd slows itself down
-    and stays: four slots' worth.
+    Half a slot's largest number of requests where a link is its own; where uploads share a cell, a crowd slows itself
+    down and stays: four slots' worth.
     """
     return max(8, 4 * requests if sharing else (requests + 1) // 2)
 

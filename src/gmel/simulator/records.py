@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,7 @@ class Records:
         """The chosen tasks."""
         return Records(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
-    def table(self, more: Mapping[str, NDArray[np.generic]] | None = None) -> pa.Table:
+    def table(self, more: Mapping[str, NDArray[np.generic]] | None = None) -> Any:
         """As an Arrow table with the derived columns, for Parquet files."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         columns |= {"latency_s": self.latency_s, "status": self.status, **(more or {})}

@@ -24,7 +24,8 @@ __all__ = [
 
 TASK_FEATURES = ("work", "size_bit", "deadline_s", "waited_s", "own_requests", "own_backlog_s")
 """Columns of `Observation.task`, SI units: work [work units], size to upload [bit], time from the decision to the
-deadline [s], time waited since generation [s], requests of the device in this slot, backlog of the device itself [s]."""
+deadline [s], time waited since generation [s], requests of the device in this slot, backlog of the device itself
+[s]."""
 
 OPTION_FEATURES = (
     "local",
@@ -73,8 +74,8 @@ class Requests(NamedTuple):
     """The requests that are decided at one slot start. With explicit arrays of these nothing is drawn at random.
 
     `generated_s` is relative to the decision and not positive; `deadline_s` counts from generation; `work` is what
-    the device knows, `noise` multiplies it into what the server finds; `fade` is the power gain of small-scale fading of
-    each link, `outage_s` the time until that link can carry anything.
+    the device knows, `noise` multiplies it into what the server finds; `fade` is the power gain of small-scale fading
+    of each link, `outage_s` the time until that link can carry anything.
     """
 
     present: Bool[Array, "*slots requests"]
