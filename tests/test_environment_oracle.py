@@ -171,12 +171,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# These go through every branch of the code; the others are one feature at a time, to find a fault.
+QUICK = {"short-slots-equal-sharing-outage", "gpus", "drop-one-gpu", "switching-drop-gpus"}
+BY_WEIGHT = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+
+
 def variant(name: str) -> Scenario:
     choices = {"max_per_slot": 10, "max_uploads": 40, **VARIANTS[name]}
     return small_plant(**choices)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", BY_WEIGHT)
 def test_every_task_agrees_in_double_precision(name: str) -> None:
     with jax.enable_x64(True):
         run = drive(variant(name), slots=300)

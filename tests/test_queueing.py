@@ -60,7 +60,7 @@ row = st.fixed_dictionaries(
 rows_of_a_slot = st.lists(row, min_size=ROWS, max_size=ROWS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows_of_a_slot, st.lists(sixteenths, min_size=SERVERS, max_size=SERVERS), sixteenths)
 def test_closed_form_equals_the_recursion(rows: list[dict[str, Any]], free_s: list[float], horizon_s: float) -> None:
     table = queued([{**r, "latest_start_s": INF} for r in rows])
@@ -75,7 +75,7 @@ def test_closed_form_equals_the_recursion(rows: list[dict[str, Any]], free_s: li
     assert not stepped.dropped.any()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows_of_a_slot, st.booleans(), st.sampled_from([1, 2, 3]))
 def test_recursion_equals_the_event_driven_reference(rows: list[dict[str, Any]], drop: bool, gpus: int) -> None:
     memory, room = [2.0, 3.0, 4.0, 1.0], [5.0, 6.0]

@@ -44,6 +44,9 @@ class AmarlState(NamedTuple):
     updates: Int[Array, ""]
 
 
+_Networks = tuple[Actor, Critic]
+
+
 class _Batch(NamedTuple):
     """Slots to learn from, leading axis [slots x environments]."""
 
@@ -150,13 +153,13 @@ class Amarl(Algorithm[AmarlState]):
         networks, structure = eqx.partition((state.actor, state.critic), eqx.is_array)
         rows = row_capacity(task, size)
 
-        def loss(networks: object, part: _Batch) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        def loss(networks: _Networks, part: _Batch) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             actor, critic = eqx.combine(networks, structure)
             return self._loss(actor, critic, part, rows)
 
         def minibatch(
-            carry: tuple[object, optax.OptState], chosen: Int[Array, "slots"]
-        ) -> tuple[tuple[object, optax.OptState], tuple[jax.Array, ...]]:
+            carry: tuple[_Networks, optax.OptState], chosen: Int[Array, "slots"]
+        ) -> tuple[tuple[_Networks, optax.OptState], tuple[jax.Array, ...]]:
             networks, optimiser_state = carry
             part = jax.tree.map(lambda leaf: leaf[chosen], batch)
             gradient, losses = jax.grad(loss, has_aux=True)(networks, part)
@@ -164,8 +167,8 @@ class Amarl(Algorithm[AmarlState]):
             return (eqx.apply_updates(networks, change), optimiser_state), losses
 
         def epoch(
-            carry: tuple[object, optax.OptState], epoch_key: PRNGKeyArray
-        ) -> tuple[tuple[object, optax.OptState], tuple[jax.Array, ...]]:
+            carry: tuple[_Networks, optax.OptState], epoch_key: PRNGKeyArray
+        ) -> tuple[tuple[_Networks, optax.OptState], tuple[jax.Array, ...]]:
             order = jax.random.permutation(epoch_key, total)[: size * self.minibatches]
             return jax.lax.scan(minibatch, carry, order.reshape(self.minibatches, size))
 

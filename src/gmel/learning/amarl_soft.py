@@ -3,21 +3,21 @@
 In the line of MAAC (Iqbal and Sha 2019, arXiv 1810.02912; reference 3.5) and of SAC for discrete actions (Christodoulou
 2019, 1910.07207). The choices that differ, and why:
 
-*Target.* The requests of the next slot belong to other devices, so "the value of agent i in the next state" does not exist
-here. The reward of a request itself is credited at once: its critic is a regression on it, without bootstrap,
+*Target.* The requests of the next slot belong to other devices, so "the value of agent i in the next state" does not
+exist here. The reward of a request itself is credited at once: its critic is a regression on it, without bootstrap,
     Q_own_i(s, a) -> own_i.
 What goes on is the plant. One joint critic holds it, with a target network and a soft bootstrap,
     Q_team(s, a) -> team / n + gamma ( Q_team'(s', a') + alpha sum_j H(pi_j(s')) / n ),   a' ~ pi(s'),
-with n the mean requests of a slot. An actor climbs (1 - mu) Q_own_i + mu n Q_team, mu the scenario's `reward.cooperation`.
+with n the mean requests of a slot. An actor climbs (1 - mu) Q_own_i + mu n Q_team, mu: `reward.cooperation`.
 
 *Attention.* Keys, queries and values are shared by all agents as in MAAC; one token per request. MAAC attends once per
 agent; here each own option asks separately, and hears the requests that chose the same place (only they queue with it).
-The weights are sigmoids, not a softmax: work in front adds up, a mean forgets how many there are (Ramapuram et al. 2024,
-2409.04431, for sigmoid attention).
+The weights are sigmoids, not a softmax: work in front adds up, a mean forgets how many there are (sigmoid attention:
+Ramapuram et al. 2024, 2409.04431).
 
 *Counterfactuals.* Q_own_i has a value for every own option given the others' actions. Q_team is a sum over servers of a
-function of the server and of the pooled tokens of those who chose it, so the joint value with request i moved to option b
-differs in two terms only: the marginal f(pool without i, plus i at b) - f(pool without i) is Q_team(b, a_-i) up to a
+function of the server and of the pooled tokens of those who chose it, so the joint value with request i moved to option
+b differs in two terms only: the marginal f(pool without i, plus i at b) - f(pool without i) is Q_team(b, a_-i) up to a
 constant, exactly. The baseline is sum_b pi(b) Q_i(b), actions of all agents re-sampled from the current policy; the
 expectation over the agent's own option is taken exactly, not by its sampled action (same mean, less variance).
 
@@ -36,21 +36,10 @@ from gmel.learning import replay
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
 from gmel.learning.clipped import entropy
 from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Scale, encode
-from gmel.learning.rollout import collect
+from gmel.learning.replay import Replay, Slot
 from gmel.simulator.state import Observation, option
 
-__all__ = ["AmarlSoft", "AmarlSoftState", "Judged", "OptionCritic", "Slot"]
-
-
-class Slot(NamedTuple):
-    """An entry of the replay. `number` counts the slots of an environment: the next entry is the next slot if it is one more."""
-
-    observation: Observation
-    fresh: Observation
-    action: Int[Array, "slots requests"]
-    own: Float[Array, "slots requests"]
-    team: Float[Array, "slots"]
-    number: Int[Array, "slots"]
+__all__ = ["AmarlSoft", "AmarlSoftState", "Judged", "OptionCritic"]
 
 
 class Judged(NamedTuple):
@@ -167,7 +156,7 @@ class AmarlSoftState(NamedTuple):
     target: OptionCritic
     log_temperature: Float[Array, ""]
     optimisers: tuple[optax.OptState, optax.OptState, optax.OptState]
-    replay: replay.Replay[Slot]
+    replay: Replay[Slot]
     workers: Workers
     key: PRNGKeyArray
     updates: Int[Array, ""]
@@ -224,9 +213,13 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
         critic = OptionCritic(task.scale, critic_key, self.critic_width, self.heads)
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         actor_rule, critic_rule, temperature_rule = self._optimisers()
-        optimisers = (actor_rule.init(actor), critic_rule.init(critic), temperature_rule.init(log_temperature))
+        optimisers = (
+            actor_rule.init(eqx.filter(actor, eqx.is_array)),
+            critic_rule.init(eqx.filter(critic, eqx.is_array)),
+            temperature_rule.init(log_temperature),
+        )
         workers = start_workers(task, worker_key, self.environments)
-        entries = jax.eval_shape(lambda: self._collect(task, actor, workers, key)[1])
+        entries = jax.eval_shape(lambda: replay.collect_slots(task, actor, workers, key, self.slots)[1])
         ring = replay.empty(entries, self.capacity)
         count = jnp.zeros((), jnp.int32)
         # The target starts as a copy: buffers of a training state must not be shared, they may be donated.
@@ -244,7 +237,7 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
     def update(self, task: Task, state: AmarlSoftState) -> tuple[AmarlSoftState, Metrics]:
         """A few slots into the replay, then gradient steps on samples of it."""
         rollout_key, learn_key, key = jax.random.split(state.key, 3)
-        workers, seen = self._collect(task, state.actor, state.workers, rollout_key)
+        workers, seen = replay.collect_slots(task, state.actor, state.workers, rollout_key, self.slots)
         ring = replay.add(state.replay, seen)
 
         def step(learned: _Learned, step_key: PRNGKeyArray) -> tuple[_Learned, Metrics]:
@@ -262,13 +255,6 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
             **jax.tree.map(jnp.mean, losses),
         }
         return AmarlSoftState(*learned, ring, workers, key, state.updates + 1), metrics
-
-    def _collect(self, task: Task, actor: Actor, workers: Workers, key: PRNGKeyArray) -> tuple[Workers, Slot]:
-        states, seen, _ = collect(task, actor, workers.states, key, self.slots)
-        number = workers.states.slot + jnp.arange(self.slots)[:, None]
-        slots = Slot(seen.observation, seen.fresh, seen.action, seen.own, seen.team, number)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), slots)
-        return workers._replace(states=states), flat
 
     def _optimisers(self) -> tuple[optax.GradientTransformation, ...]:
         steps = self.updates * self.steps
@@ -300,15 +286,15 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
         def critic_loss(critic: OptionCritic) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             judged = critic(now.fresh, now.action)
             taken = jnp.take_along_axis(judged.own, now.action[..., None], axis=-1)[..., 0]
-            own = optax.losses.huber_loss(taken, self.reward_scale * now.own, self.huber)
+            own = optax.losses.huber_loss(taken, self.reward_scale * now.own, delta=self.huber)
             own = jnp.sum(jnp.where(here, own, 0.0)) / count
-            team = optax.losses.huber_loss(judged.team, goal, self.huber)
+            team = optax.losses.huber_loss(judged.team, goal, delta=self.huber)
             team = jnp.sum(jnp.where(known, team, 0.0)) / jnp.maximum(jnp.sum(known), 1)
             return own + team + self.logit_penalty * jnp.mean(judged.logits), (own, team)
 
         gradient, (own_loss, team_loss) = jax.grad(critic_loss, has_aux=True)(critic)
         change, critic_memory = critic_rule.update(gradient, critic_memory)
-        critic = optax.apply_updates(critic, change)
+        critic = eqx.apply_updates(critic, change)
         share = task.environment.plant.switches.reward.cooperation if self.cooperation is None else self.cooperation
         judged = critic(now.fresh, jax.random.categorical(own_key, actor(now.observation)))
         quality = (1 - share) * judged.own + share * task.requests_per_slot * judged.team_marginal
@@ -324,14 +310,14 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
 
         gradient, logits = jax.grad(actor_loss, has_aux=True)(actor)
         change, actor_memory = actor_rule.update(gradient, actor_memory)
-        actor = optax.apply_updates(actor, change)
+        actor = eqx.apply_updates(actor, change)
         uniform = jnp.log(jnp.sum(now.observation.mask, axis=-1).astype(jnp.float32))
         surprise = jnp.sum(jnp.where(here, entropy(logits), 0.0)) / count
         if self.entropy_share is not None:
             wanted = self.entropy_share * jnp.sum(jnp.where(here, uniform, 0.0)) / count
             change, temperature_memory = temperature_rule.update(surprise - wanted, temperature_memory)
-            log_temperature = optax.apply_updates(log_temperature, change)
-        target = optax.incremental_update(critic, target, self.target_rate)
+            log_temperature = eqx.apply_updates(log_temperature, change)
+        target = jax.tree.map(lambda old, new: old + self.target_rate * (new - old), target, critic)
         metrics = {"entropy": surprise, "own_loss": own_loss, "team_loss": team_loss, "temperature": alpha}
         memories = (actor_memory, critic_memory, temperature_memory)
         return (actor, critic, target, log_temperature, memories), metrics

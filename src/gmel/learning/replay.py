@@ -1,17 +1,22 @@
 """Replay of past slots: a ring of fixed size in the training state, pure functions on it.
 
-Entries are slots of environments, in the order in which they were collected: one slot of all environments after the other.
-So the slot that follows an entry stands a fixed distance ahead, and nothing is stored twice: on `hall-20x5` an entry with
-both observations is 12 kB, a ring of 20,000 is 240 MB.
+Entries are slots of environments, in the order in which they were collected: one slot of all environments after the
+other. So the slot that follows an entry stands a fixed distance ahead, and nothing is stored twice: on `hall-20x5` an
+entry with both observations is 12 kB, a ring of 20,000 is 240 MB.
 """
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["Replay", "add", "empty", "sample"]
+from gmel.learning.algorithm import Task, Workers
+from gmel.learning.rollout import collect
+from gmel.simulator.state import Observation
+
+__all__ = ["Replay", "Slot", "add", "collect_slots", "empty", "sample"]
 
 Entry = TypeVar("Entry")
 """A pytree of arrays; within a ring, and in a batch, all leaves have one leading axis more."""
@@ -65,3 +70,31 @@ def sample(replay: Replay[Entry], key: PRNGKeyArray, count: int, ahead: int) -> 
         return jax.tree.map(lambda ring: ring[index % capacity], replay.entries)
 
     return at(oldest + drawn), at(oldest + drawn + ahead)
+
+
+class Slot(NamedTuple):
+    """What off-policy learners with a centralised critic keep of a slot.
+
+    `number` counts the slots of an environment: an entry is followed by its next slot if that has one more.
+    """
+
+    observation: Observation
+    fresh: Observation
+    action: Int[Array, "slots requests"]
+    own: Float[Array, "slots requests"]
+    team: Float[Array, "slots"]
+    number: Int[Array, "slots"]
+
+
+def collect_slots(
+    task: Task,
+    logits: Callable[[Observation], Float[Array, "environments requests options"]],
+    workers: Workers,
+    key: PRNGKeyArray,
+    slots: int,
+) -> tuple[Workers, Slot]:
+    """Runs the policy of `logits` for some slots in all environments: entries for the replay, in its order."""
+    states, seen, _ = collect(task, logits, workers.states, key, slots)
+    number = workers.states.slot + jnp.arange(slots)[:, None]
+    entries = Slot(seen.observation, seen.fresh, seen.action, seen.own, seen.team, number)
+    return workers._replace(states=states), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), entries)

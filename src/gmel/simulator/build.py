@@ -11,7 +11,7 @@ from gmel.scenario.trace import SlotTable, Trace, fill_trace, read_trace, slot_t
 from gmel.simulator.environment import Environment
 from gmel.simulator.traffic import TraceArrays
 
-__all__ = ["Environments", "build_environments", "replay_environment"]
+__all__ = ["Environments", "build_environments", "offered_load", "replay_environment"]
 
 LEAST_SLOTS = 32
 """A part of a trace with fewer slots cannot be trained or judged on."""
@@ -21,7 +21,7 @@ class Environments(NamedTuple):
     """The plant with training traffic and with held-out traffic.
 
     With Poisson arrivals both are the same and only the seeds differ; a trace is split in time. `load` is offered work
-    over capacity (of the whole trace). `notes` say what was filled in or stretched.
+    over capacity of the held-out part. `notes` say what was filled in or stretched.
     """
 
     train: Environment
@@ -44,15 +44,21 @@ def build_environments(scenario: Scenario, trace: str | None = None, seed: int =
         return Environments(environment, environment, rate * scenario.mean_work / scenario.capacity, ())
     filled = fill_trace(read_trace(name), scenario, seed)
     first, second = split_trace(filled, scenario.arrivals.train_share)
-    duration_s = float(filled.time_s[-1] - filled.time_s[0])
-    load = float(filled.work.sum()) / max(duration_s, scenario.slot.length_s) / scenario.capacity
-    load *= float(np.exp(0.5 * scenario.tasks.noise_sigma**2))
+    whole, held_out = offered_load(filled, scenario), offered_load(second, scenario)
+    note = f"load of the held-out part: {held_out:.3f} (whole trace: {whole:.3f})"
     return Environments(
         replay_environment(scenario, first, f"{name} (first part)"),
         replay_environment(scenario, second, f"{name} (held-out part)"),
-        load,
-        filled.notes,
+        held_out,
+        (*filled.notes, note),
     )
+
+
+def offered_load(trace: Trace, scenario: Scenario) -> float:
+    """Offered work of a trace over the capacity of all servers, model loading not counted."""
+    duration_s = max(float(trace.time_s[-1] - trace.time_s[0]), scenario.slot.length_s)
+    noise = float(np.exp(0.5 * scenario.tasks.noise_sigma**2))
+    return float(trace.work.sum()) * noise / duration_s / scenario.capacity
 
 
 def replay_environment(scenario: Scenario, trace: Trace, source: str) -> Environment:
