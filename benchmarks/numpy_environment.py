@@ -1,13 +1,14 @@
 """The environment of `hall-20x5` in plain NumPy: what the compiled one is measured against.
 
 Written on its own, from the model and not from the JAX code: float64, one environment (`NumpyEnvironment`: arrays where
-they are long, Python numbers in the queues, where they are short) and many at once (`BatchedNumpyEnvironment`: the same,
-vectorised over environments). Both do the work of a `step` of the compiled environment: draw requests and fading, decide,
-transmit, serve first in, first out, account projected latencies and the reward, advance. `tests/test_benchmarks.py` replays
-the same requests through both and through the compiled one.
+they are long, Python numbers in the queues, where they are short) and many at once (`BatchedNumpyEnvironment`: the
+same, vectorised over environments). Both do the work of a `step` of the compiled environment: draw requests and fading,
+decide, transmit, serve first in, first out, account projected latencies and the reward, advance.
+`tests/test_benchmarks.py` replays the same requests through both and through the compiled one.
 
 Covered is what that scenario uses: one GPU a server, no model switching, late deadlines, links without contention. The
-broadcasts, which only observations read, are left out: no observation is made here.
+broadcasts and what devices remember, which only observations read, are left out: no observation is made here. Tables
+are as long as the fullest environment of the slot needs; a compiled program has fixed ones.
 """
 
 from dataclasses import dataclass, field

@@ -17,6 +17,7 @@ from benchmarks.numpy_environment import (
     NumpyEnvironment,
     SlotRequests,
 )
+
 from gmel.scenario.load import load_scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import Outcome, Requests, State

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_plants import plant_text
 
 from gmel.cli.main import main
 from gmel.scenario.load import parse_scenario, to_toml
+from small_plants import plant_text
 
 SMALL = ["--updates", "4", "--episodes", "2", "--slots", "40"]
 
@@ -65,7 +65,10 @@ def command(place: Path, *words: str, wait: bool = True) -> subprocess.Completed
 
 def test_help_is_a_page_and_quick() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "gmel.cli.main", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "gmel.cli.main", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for verb in ("run", "export", "report", "scenario", "benchmark"):
         assert verb in done.stdout
@@ -149,9 +152,7 @@ TRACES = {
 def test_bad_traces(plant: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     text, words = TRACES[case]
     (plant.parent / "trace.csv").write_text(text)
-    code, _, err = gmel(
-        capsys, "run", plant, "--trace", plant.parent / "trace.csv", "--out", plant.parent / "run"
-    )
+    code, _, err = gmel(capsys, "run", plant, "--trace", plant.parent / "trace.csv", "--out", plant.parent / "run")
     assert_refused(code, err, words, plant.parent)
 
 

@@ -119,7 +119,7 @@ def reference_records(run: Run, tasks: list[Task]) -> list[Record]:
     return simulate(tasks, servers, memory_gb, switching=scenario.switching, drop=drop)
 
 
-def assert_agreement(run: Run, tolerance_s: float) -> tuple[list[Task], list[Record]]:
+def assert_agreement(run: Run, tolerance_s: float, relative: float = 0.0) -> tuple[list[Task], list[Record]]:
     assert run.lost == 0
     assert run.in_flight == 0, "drain longer"
     seen = observed_records(run)
@@ -137,7 +137,7 @@ def assert_agreement(run: Run, tolerance_s: float) -> tuple[list[Task], list[Rec
     served = ~seen["dropped"]
     for name, which in (("latency_s", served | True), ("start_s", served), ("end_s", served), ("switch_s", served)):
         expected = np.array([getattr(record, name) for record in records])
-        np.testing.assert_allclose(seen[name][which], expected[which], rtol=0, atol=tolerance_s, err_msg=name)
+        np.testing.assert_allclose(seen[name][which], expected[which], rtol=relative, atol=tolerance_s, err_msg=name)
     return tasks, records
 
 
@@ -209,4 +209,5 @@ def test_thousands_of_slots_agree_in_single_precision() -> None:
 def test_thousands_of_slots_agree_in_single_precision_for_every_feature(name: str) -> None:
     run = drive(variant(name), slots=3000)
     assert run.outcome.end_s.dtype == np.float32
-    assert_agreement(run, tolerance_s=1e-3)
+    # Queues of overloaded devices grow to minutes here: a long backlog that shrinks slot by slot rounds every time.
+    assert_agreement(run, tolerance_s=1e-3, relative=1e-4)

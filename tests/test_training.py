@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from small_plants import plant_text
 
 from gmel.learning.algorithm import Task, make_task
 from gmel.learning.amarl import Amarl
@@ -14,6 +13,7 @@ from gmel.learning.training import Progress, Trained, Training, train
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.simulator.environment import Environment
+from small_plants import plant_text
 
 ALGORITHM = Amarl(updates=6, environments=8, slots=4, epochs=1, minibatches=2, width=8, critic_width=8, heads=2)
 FACTS = {"scenario": "small", "seed": "0"}

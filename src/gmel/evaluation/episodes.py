@@ -100,7 +100,7 @@ def run_episodes(environment: Environment, policy: AnyPolicy, episodes: Episodes
         outcome, left, lost = jax.device_get(_run_together(environment, policy, words, starts, keys, slots))
     if np.any(lost):
         raise RuntimeError(
-            f"{int(lost.sum())} uploads did not fit the table of {environment.plant.switches.uploads} uploads in flight;"
+            f"{int(lost.sum())} uploads in flight did not fit their table of {environment.plant.switches.uploads} rows;"
             " raise max_uploads in the scenario"
         )
     return _measured(outcome, left, episodes, float(environment.plant.slot_s))

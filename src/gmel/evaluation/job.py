@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import gmel
 from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.evaluate import Trained as TrainedEntry
-from gmel.evaluation.evaluate import evaluate
+from gmel.evaluation.evaluate import evaluate, metrics_of
 from gmel.evaluation.ladder import ladder
 from gmel.evaluation.progress import Reporter
 from gmel.evaluation.report import render_report
@@ -171,7 +171,7 @@ def _stages(
     _export(scenario, policies[best], work, {"seed": job.seed + best, "algorithm": job.algorithm})
     evaluation: Evaluation | None = None
     try:
-        tuned = _tuned(scenario, environments, work, report)
+        tuned = _tuned(scenario, job, environments, work, report)
         evaluation = _evaluate(scenario, job, environments, tuned, algorithm, policies, report)
         write_evaluation(work / "evaluation.json", evaluation)
     except KeyboardInterrupt:
@@ -199,8 +199,7 @@ def _train_seed(
     def validate(policy: Policy[Any]) -> tuple[float, float]:
         measured = run_episodes(environments.train, policy, validation, jax.random.key(11))
         latency = measured.per_episode(lambda records: float(records.latency_s.mean()))
-        completion = measured.per_episode(lambda records: float(records.in_time.mean()))
-        return float(latency.mean()), float(completion.mean())
+        return float(latency.mean()), float(metrics_of(measured)["completion_rate"].mean())
 
     last: list[float] = []
 
@@ -233,9 +232,10 @@ def validation_episodes(environments: Environments) -> Episodes:
     return Episodes(16, length, length // 10, VALIDATION_SEED, tuple(int(k * slots / 16) for k in range(16)))
 
 
-def _tuned(scenario: Scenario, environments: Environments, work: Path, report: Reporter) -> Tuned:
+def _tuned(scenario: Scenario, job: Job, environments: Environments, work: Path, report: Reporter) -> Tuned:
     """The tuned rungs: those of the package for its own scenarios, else tuned now."""
-    known = shipped(digest(scenario))
+    # The package's parameters are for the scenario's own traffic.
+    known = shipped(digest(scenario)) if job.trace is None else None
     if known is None:
         report.stage("tuning the softmax rungs of the ladder")
         known = tune(
@@ -280,11 +280,13 @@ def evaluation_episodes(
 ) -> Episodes:
     """The traffic that policies are judged on: a trace's held-out part is divided evenly among the episodes."""
     length = slots or scenario.episode.slots
-    warmup = min(scenario.episode.warmup_slots, length // 4) if slots else scenario.episode.warmup_slots
     trace = environments.test.trace
+    available = length * count if trace is None else trace.present.shape[0]
+    # Episodes must not overlap: they would not be independent.
+    length = max(2, min(length, available // count))
+    warmup = min(scenario.episode.warmup_slots, length // 4)
     if trace is None:
         return Episodes(count, length, warmup, EVALUATION_SEED)
-    available = trace.present.shape[0]
     starts = tuple(int(k * available / count) for k in range(count))
     return Episodes(count, length, warmup, EVALUATION_SEED, starts)
 

@@ -344,7 +344,7 @@ def _facts(evaluation: Evaluation | None) -> str:
         f"slot {evaluation['slot_s']:g} s",
         f"{evaluation['episodes']} episodes of {evaluation['slots']} slots",
         f"{evaluation['training_seeds']} training seed" + ("" if evaluation["training_seeds"] == 1 else "s"),
-        "no deadline" if evaluation["deadline_s"] is None else f"deadline {evaluation['deadline_s']:g} s",
+        "deadlines differ by task" if evaluation["deadline_s"] is None else f"deadline {evaluation['deadline_s']:g} s",
     ]
     return '<ul class="facts">' + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul>"
 

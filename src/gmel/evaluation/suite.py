@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gmel.evaluation.episodes import run_episodes
-from gmel.evaluation.evaluate import Trained, evaluate
+from gmel.evaluation.evaluate import Trained, evaluate, metrics_of
 from gmel.evaluation.job import evaluation_episodes, validation_episodes
 from gmel.evaluation.ladder import ladder
 from gmel.evaluation.progress import Reporter
@@ -64,7 +64,7 @@ def core_suite(
     def validate(policy: Policy[Any]) -> tuple[float, float]:
         measured = run_episodes(environments.train, policy, validation, jax.random.key(11))
         latency = measured.per_episode(lambda records: float(records.latency_s.mean()))
-        return float(latency.mean()), float(measured.per_episode(lambda records: float(records.in_time.mean())).mean())
+        return float(latency.mean()), float(metrics_of(measured)["completion_rate"].mean())
 
     trained: list[Trained] = []
     rows: list[Row] = []

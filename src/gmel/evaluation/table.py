@@ -103,7 +103,7 @@ def table_notes(evaluation: Evaluation) -> list[str]:
         else f"{_count(episodes, 'traffic episode')}"
     )
     deadline = (
-        "no deadline"
+        "deadlines differ by task"
         if evaluation["deadline_s"] is None
         else f"deadline {evaluation['deadline_s']:g} s ({evaluation['deadline']})"
     )

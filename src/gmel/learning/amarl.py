@@ -3,9 +3,11 @@
 Centralised training: the critic attends over all requests of a slot and sees the queues as they are. Decentralised
 execution: one permutation-equivariant actor, shared by all devices, on what a device knows.
 
-A request's advantage mixes its own (reward of the request, minus what the critic expected of it) and the team's
-(generalised advantage estimation on the reward of all requests together): (1 - mu) own + mu team, mu the scenario's
-`reward.cooperation`. The own part needs no bootstrap, because its reward is credited when the request is decided.
+A request is credited with its difference reward: its own cost and the delay it causes to the others of its slot, exact
+because the environment can be asked (`rollout.collect`). It needs no bootstrap, for it is known when the request is
+decided; the critic's expectation of it is the baseline. A share of the team's advantage (generalised advantage
+estimation on the reward of all requests together, delays to later slots included) can be mixed in; measured, its noise
+costs more than it brings (`docs/learning.md`).
 
 Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (1506.02438), attention critic in the line of MAAC (Iqbal and
 Sha 2019, 1810.02912) and of AMARL (2405.02972, which gives no equations).
@@ -74,10 +76,10 @@ class Amarl(Algorithm[AmarlState]):
     clip: float = eqx.field(static=True, default=0.2)
     entropy: float = eqx.field(static=True, default=0.003)
     gradient_norm: float = eqx.field(static=True, default=0.5)
-    credit: Credit = eqx.field(static=True, default="own")
+    credit: Credit = eqx.field(static=True, default="difference")
     """What a request is credited with: its own reward, or its difference reward (see `rollout.collect`)."""
-    cooperation: float | None = eqx.field(static=True, default=None)
-    """Share of the team in the advantage; None: the scenario's."""
+    cooperation: float | None = eqx.field(static=True, default=0.0)
+    """Share of the team in the advantage; None: the scenario's `reward.cooperation`."""
     width: int = eqx.field(static=True, default=32)
     critic_width: int = eqx.field(static=True, default=32)
     heads: int = eqx.field(static=True, default=4)

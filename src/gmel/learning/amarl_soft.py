@@ -37,6 +37,7 @@ from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Wor
 from gmel.learning.clipped import entropy
 from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Scale, encode
 from gmel.learning.replay import Replay, Slot
+from gmel.learning.rollout import Credit
 from gmel.simulator.state import Observation, option
 
 __all__ = ["AmarlSoft", "AmarlSoftState", "Judged", "OptionCritic"]
@@ -195,8 +196,10 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
     huber: float = eqx.field(static=True, default=5.0)
     """Errors of the critic beyond this count linearly: latency has a heavy tail. Units of the reward."""
     gradient_norm: float = eqx.field(static=True, default=5.0)
-    cooperation: float | None = eqx.field(static=True, default=None)
-    """Share of the team in what an actor climbs; None: the scenario's."""
+    credit: Credit = eqx.field(static=True, default="difference")
+    """What Q_own learns: the request's own reward, or its difference reward (see `rollout.collect`)."""
+    cooperation: float | None = eqx.field(static=True, default=0.0)
+    """Share of the team in what an actor climbs; None: the scenario's `reward.cooperation`."""
     reward_scale: float = eqx.field(static=True, default=1.0)
     """Multiplies all rewards."""
     width: int = eqx.field(static=True, default=32)
@@ -219,7 +222,7 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
             temperature_rule.init(log_temperature),
         )
         workers = start_workers(task, worker_key, self.environments)
-        entries = jax.eval_shape(lambda: replay.collect_slots(task, actor, workers, key, self.slots)[1])
+        entries = jax.eval_shape(lambda: replay.collect_slots(task, actor, workers, key, self.slots, self.credit)[1])
         ring = replay.empty(entries, self.capacity)
         count = jnp.zeros((), jnp.int32)
         # The target starts as a copy: buffers of a training state must not be shared, they may be donated.
@@ -237,7 +240,7 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
     def update(self, task: Task, state: AmarlSoftState) -> tuple[AmarlSoftState, Metrics]:
         """A few slots into the replay, then gradient steps on samples of it."""
         rollout_key, learn_key, key = jax.random.split(state.key, 3)
-        workers, seen = replay.collect_slots(task, state.actor, state.workers, rollout_key, self.slots)
+        workers, seen = replay.collect_slots(task, state.actor, state.workers, rollout_key, self.slots, self.credit)
         ring = replay.add(state.replay, seen)
 
         def step(learned: _Learned, step_key: PRNGKeyArray) -> tuple[_Learned, Metrics]:

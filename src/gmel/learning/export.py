@@ -204,7 +204,7 @@ class _Graph:
         if isinstance(value, _Tensor):
             return value.name
         # JAX takes a Python number as a constant of the other operand's type, which is float32 throughout.
-        array = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else np.asarray(value, np.float32)
+        array = value if isinstance(value, np.ndarray) else np.asarray(value, np.float32)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(array, f"constant_{len(self.constants)}")
@@ -369,7 +369,7 @@ def _columns(units: dict[str, str]) -> str:
 def _weights(actor: Actor) -> dict[str, NDArray[np.float32]]:
     """All arrays of the actor by name, such as `mix.weight`."""
     leaves = jax.tree_util.tree_flatten_with_path(actor)[0]
-    return {_name(where): np.ascontiguousarray(leaf, np.float32) for where, leaf in leaves}
+    return {_name(where): np.asarray(leaf, np.float32, order="C") for where, leaf in leaves}
 
 
 def _name(where: Any) -> str:

@@ -1,8 +1,9 @@
 """MAPPO, a rival: the clipped on-policy rule with a flat centralised critic.
 
-Everything but the critic is AMARL's (`amarl.py`): actor, advantages, clipped loss. The critic is what most published
-multi-agent PPO uses, a plain network on the concatenation of what all agents see (Yu et al. 2022, arXiv 2103.01955). It
-knows the rows of the table by their place, its size grows with requests x options, and it fits one plant.
+Actor and clipped loss are AMARL's (`amarl.py`); a request is credited with its own and the shared reward, not with
+its difference reward. The critic is what most published multi-agent PPO uses, a plain network on the concatenation of
+what all agents see (Yu et al. 2022, arXiv 2103.01955). It knows the rows of the table by their place, its size grows
+with requests x options, and it fits one plant.
 """
 
 from typing import ClassVar
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gmel.learning.algorithm import Task
 from gmel.learning.amarl import Amarl, Critic
 from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Linear, Scale, Values, encode
+from gmel.learning.rollout import Credit
 from gmel.simulator.state import Observation
 
 __all__ = ["FlatCritic", "Mappo"]
@@ -60,6 +62,9 @@ class Mappo(Amarl):
     title: ClassVar[str] = "MAPPO"
 
     critic_width: int = eqx.field(static=True, default=64)
+    # As published: own and shared reward, no difference rewards.
+    credit: Credit = eqx.field(static=True, default="own")
+    cooperation: float | None = eqx.field(static=True, default=None)
 
     def critic(self, task: Task, key: PRNGKeyArray) -> Critic:
         """The flat critic of this plant."""

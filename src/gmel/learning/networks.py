@@ -31,7 +31,7 @@ class Scale(NamedTuple):
 
 def encode(
     observation: Observation, scale: Scale
-) -> tuple[Float[Array, "*batch requests options inputs"], Float[Array, "*batch requests inputs"]]:
+) -> tuple[Float[Array, "*batch requests options option_inputs"], Float[Array, "*batch requests task_inputs"]]:
     """Network inputs of the options and of the task: times in units of `scale`, as they are and compressed."""
 
     def seconds(name: str) -> Float[Array, "*batch requests options"]:

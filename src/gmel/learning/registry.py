@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import types
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gmel.learning.algorithm import Algorithm
 from gmel.learning.amarl import Amarl
@@ -50,7 +50,8 @@ def _near(word: str, known: list[str]) -> str:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    """The types, or the literal values, that a hint allows."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType, Literal) else (hint,)
 
 
 def _real(value: object, hint: Any) -> bool:
@@ -60,6 +61,8 @@ def _real(value: object, hint: Any) -> bool:
 
 def _fits(value: object, hint: Any) -> bool:
     choices = _choices(hint)
+    if isinstance(value, str):
+        return value in choices
     if value is None or isinstance(value, bool):
         return type(value) in choices
     if isinstance(value, float):
@@ -69,4 +72,4 @@ def _fits(value: object, hint: Any) -> bool:
 
 def _in_words(hint: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a finite number", type(None): "nothing (None)"}
-    return " or ".join(words.get(choice, str(choice)) for choice in _choices(hint))
+    return " or ".join(words.get(choice, repr(choice)) for choice in _choices(hint))

@@ -8,12 +8,13 @@ entry with both observations is 12 kB, a ring of 20,000 is 240 MB.
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmel.learning.algorithm import Task, Workers
-from gmel.learning.rollout import collect
+from gmel.learning.rollout import Credit, collect
 from gmel.simulator.state import Observation
 
 __all__ = ["Replay", "Slot", "add", "collect_slots", "empty", "sample"]
@@ -22,7 +23,7 @@ Entry = TypeVar("Entry")
 """A pytree of arrays; within a ring, and in a batch, all leaves have one leading axis more."""
 
 
-class Replay(NamedTuple, Generic[Entry]):
+class Replay(eqx.Module, Generic[Entry]):
     """A ring of entries: `place` is where the next one goes, `filled` how many there are."""
 
     entries: Entry
@@ -92,9 +93,10 @@ def collect_slots(
     workers: Workers,
     key: PRNGKeyArray,
     slots: int,
+    credit: Credit = "own",
 ) -> tuple[Workers, Slot]:
     """Runs the policy of `logits` for some slots in all environments: entries for the replay, in its order."""
-    states, seen, _ = collect(task, logits, workers.states, key, slots)
+    states, seen, _ = collect(task, logits, workers.states, key, slots, credit)
     number = workers.states.slot + jnp.arange(slots)[:, None]
     entries = Slot(seen.observation, seen.fresh, seen.action, seen.own, seen.team, number)
     return workers._replace(states=states), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), entries)

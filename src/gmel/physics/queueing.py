@@ -124,7 +124,7 @@ def fifo_many_gpus(
                 resident=jnp.where(changed, (kept | wanted)[None, :], now.resident),
                 used_s=jnp.where(changed & wanted[None, :], start_s, now.used_s),
             )
-        final = row.ready_s < horizon_s
+        final = row.present & (row.ready_s < horizon_s)
         committed = jax.tree.map(lambda new, old: jnp.where(final, new, old), after, committed)
         return (after, committed), Served(start_s, jnp.where(serve, switch_s, 0.0), end_s, row.present & ~serve)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-__all__ = ["Bits", "hash_bits", "normal", "seed_words", "uniform"]
+__all__ = ["Bits", "hash_bits", "mix_seed", "normal", "seed_words", "uniform"]
 
 
 class Bits(NamedTuple):
@@ -38,9 +38,9 @@ def hash_bits(
     """128 random bits for each index.
 
     Args:
-        seed: two words.
+        seed: two words, mixed (:func:`mix_seed`).
         slot: slot number (any 32-bit counter).
-        what: number of the quantity, in [0, 256).
+        what: number of the quantity, in [0, 16).
         index: which one of them, in [0, 2**24).
     """
     tag = jnp.asarray(index).astype(jnp.uint32) + jnp.uint32(what << 24)
@@ -49,6 +49,17 @@ def hash_bits(
     z = jnp.broadcast_to(seed[0], x.shape)
     w = jnp.broadcast_to(seed[1], x.shape)
     return _pcg4d(x, y, z, w)
+
+
+def mix_seed(seed: UInt32[Array, "2"]) -> UInt32[Array, "2"]:
+    """Seed words in which every bit depends on every bit given (the finaliser of MurmurHash3, crosswise).
+
+    The hash below carries differences upward, from low bits to high ones: seeds that differ in high bits alone would
+    give correlated streams. Done once for an environment.
+    """
+    first = _finalise(seed[0])
+    second = _finalise(seed[1] ^ first)
+    return jnp.stack([_finalise(first ^ second), second])
 
 
 def uniform(bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
@@ -72,6 +83,12 @@ def _pcg4d(x: jax.Array, y: jax.Array, z: jax.Array, w: jax.Array) -> Bits:
     x, y, z, w = _mix(x, y, z, w)
     x, y, z, w = (v ^ (v >> 16) for v in (x, y, z, w))
     return Bits(*_mix(x, y, z, w))
+
+
+def _finalise(word: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
 
 
 def _mix(x: jax.Array, y: jax.Array, z: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gmel.policies.policy import CentralPolicy, StatelessPolicy
 from gmel.simulator.environment import Environment
@@ -109,9 +109,9 @@ def _on_smallest_table(environment: Environment, state: State, search: Search) -
     sizes = environment.plant.switches
     tables = [(r, u) for r, u in ((4, 2), (8, 4), (12, 8)) if r < sizes.requests and u < sizes.uploads]
     tables.append((sizes.requests, sizes.uploads))
-    requests, uploads = jnp.sum(state.requests.present), jnp.sum(state.uploads.present)
+    # Rows up to the last one that is present; drawn requests come first in their table, given ones may not.
+    requests, uploads = _used(state.requests.present), _used(state.uploads.present)
     fits = jnp.array([(requests <= r) & (uploads <= u) for r, u in tables])
-    # Present rows come first in both tables, so cutting the tail loses nothing.
 
     def on_table(table: tuple[int, int]) -> Callable[[State], Int[Array, "requests"]]:
         def run(whole: State) -> Int[Array, "requests"]:
@@ -126,6 +126,10 @@ def _on_smallest_table(environment: Environment, state: State, search: Search) -
         return run
 
     return jax.lax.switch(jnp.argmax(fits), [on_table(table) for table in tables], state)
+
+
+def _used(present: Bool[Array, "rows"]) -> Int[Array, ""]:
+    return jnp.max(jnp.where(present, jnp.arange(1, present.shape[0] + 1), 0))
 
 
 def _truncate(environment: Environment, requests: int, uploads: int) -> Environment:

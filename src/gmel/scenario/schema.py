@@ -291,6 +291,14 @@ class Scenario(Section):
     def _consistent(self) -> Self:
         if self.tasks.kind == "catalogue" and not self.models:
             raise ValueError('tasks.kind = "catalogue" needs at least one [[models]] entry')
+        if self.devices.count * len(self.servers) >= 2**24:
+            raise ValueError(
+                f"devices.count x servers = {self.devices.count * len(self.servers)} links, must be below {2**24}"
+            )
+        if self.tasks.repeat_model > 0 and self.arrivals.kind == "poisson":
+            raise ValueError(
+                'tasks.repeat_model needs arrivals.kind = "trace": Poisson requests have no order to repeat in'
+            )
         if self.switching and self.tasks.kind != "catalogue":
             raise ValueError('switching = true needs tasks.kind = "catalogue"')
         if self.switching:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from gmel.physics import energy
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu, local_queue
+from gmel.physics.random import mix_seed
 from gmel.scenario.schema import Scenario
-from gmel.simulator.links import draw_links, transfer_s
+from gmel.simulator.links import draw_links, reachable, transfer_s
 from gmel.simulator.plant import Plant, build_plant
 from gmel.simulator.state import (
     Account,
@@ -84,6 +86,7 @@ class Environment(eqx.Module):
     def reset(self, seed: UInt32[Array, "2"], trace_slot: int | Int[Array, ""] = 0) -> State:
         """An empty plant with its first requests. `trace_slot` is where a trace starts."""
         sizes = self.plant.switches
+        seed = mix_seed(seed)
         links = draw_links(self.plant, seed)
         slot = jnp.zeros((), jnp.int32)
         trace_slot = jnp.asarray(trace_slot, jnp.int32)
@@ -129,7 +132,7 @@ class Environment(eqx.Module):
         snr = state.links.uplink_snr[requests.device]
         users = 1.0 + state.broadcasts.uploads[age] if sizes.radio.sharing == "equal" else jnp.ones(sizes.servers)
         upload_s = requests.outage_s + transfer_s(
-            plant, requests.size_bit[:, None], snr, requests.fade, users, sizes.radio.uplink_share
+            plant, requests.size_bit[:, None], snr, requests.fade, users, "uplink"
         )
         service_s = requests.work[:, None] / plant.server_speed
         zero = jnp.zeros_like(service_s)
@@ -187,11 +190,11 @@ class Environment(eqx.Module):
             ],
             axis=-1,
         )
-        reachable = snr >= 10 ** (0.1 * sizes.radio.floor_snr_db) if sizes.radio.floor == "outage" else snr > 0
+        usable = reachable(sizes.radio, snr)
         fits = plant.catalogue.local[requests.model] > 0
         # A row must have an option: without any reachable server the device itself, whatever it takes.
-        fits = fits | ~jnp.any(reachable, axis=1) | ~requests.present
-        mask = jnp.concatenate([fits[:, None], reachable & requests.present[:, None]], axis=1)
+        fits = fits | ~jnp.any(usable, axis=1) | ~requests.present
+        mask = jnp.concatenate([fits[:, None], usable & requests.present[:, None]], axis=1)
         options = jnp.concatenate([itself[:, None, :], at_server], axis=1)
         return Observation(requests.present, requests.device, task, options, mask)
 
@@ -284,25 +287,23 @@ class Environment(eqx.Module):
             )
             users = of_server(jnp.sum(chosen, axis=0)[None, :] + jnp.sum(in_flight, axis=0)[None, :] + 0.0 * snr)
             users = jnp.maximum(users, 1.0)
-        active_s = transfer_s(
-            plant, requests.size_bit, of_server(snr), of_server(requests.fade), users, sizes.radio.uplink_share
-        )
+        active_s = transfer_s(plant, requests.size_bit, of_server(snr), of_server(requests.fade), users, "uplink")
         upload_s = active_s + of_server(requests.outage_s)
         zero = jnp.zeros_like(upload_s)
         work = requests.work * requests.noise
         speed = of_server(jnp.broadcast_to(plant.server_speed, snr.shape))
         rows = Uploads(
             present=requests.present,
-            device=requests.device,
-            server=server,
+            device=requests.device.astype(jnp.int32),
+            server=server.astype(jnp.int32),
             decided_slot=jnp.broadcast_to(state.slot, server.shape),
-            row=jnp.arange(sizes.requests),
+            row=jnp.arange(sizes.requests, dtype=jnp.int32),
             decided_s=zero,
             generated_s=requests.generated_s,
             upload_start_s=jnp.where(local, 0.0, of_server(requests.outage_s)),
             ready_s=jnp.where(local, 0.0, upload_s),
             service_s=jnp.where(local, work / plant.device_speed, work / speed),
-            model=requests.model,
+            model=requests.model.astype(jnp.int32),
             load_s=requests.load_s,
             download_s=jnp.where(local, 0.0, of_server(self._download_s(requests, state.links)))
             if sizes.radio.download
@@ -365,6 +366,8 @@ class Environment(eqx.Module):
         """Latency parts and energy (equations (4)-(12)); a discarded task counts its deadline as latency."""
         plant = self.plant
         wait_s = rows.decided_s - rows.generated_s
+        # A task can be past its deadline when it is decided; discarded, it still counts its deadline and no more.
+        wait_s = jnp.where(served.dropped, jnp.minimum(wait_s, rows.deadline_s), wait_s)
         # Of a task that is discarded nothing is served; its time until the deadline was upload and queue.
         left_s = jnp.maximum(rows.deadline_s - wait_s, 0.0)
         upload_s = rows.ready_s - rows.decided_s
@@ -374,16 +377,18 @@ class Environment(eqx.Module):
         service_s = jnp.where(served.dropped, 0.0, rows.service_s)
         download_s = jnp.where(served.dropped, 0.0, rows.download_s)
         latency_s = wait_s + upload_s + queue_s + switch_s + service_s + download_s
-        sending_s = jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0)
-        power_w, switch_power_w = plant.server_power_w[rows.server], plant.server_switch_power_w[rows.server]
-        at_server = (
-            plant.device_tx_power_w * sending_s
-            + plant.device_idle_power_w * jnp.maximum(latency_s - wait_s - sending_s, 0.0)
-            + power_w * service_s
-            + switch_power_w * switch_s
+        sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), upload_s)
+        at_server = energy.offload_energy_j(
+            tx_power_w=plant.device_tx_power_w,
+            idle_power_w=plant.device_idle_power_w,
+            server_power_w=plant.server_power_w[rows.server],
+            switch_power_w=plant.server_switch_power_w[rows.server],
+            upload_s=sending_s,
+            latency_s=jnp.maximum(latency_s - wait_s, sending_s),
+            run_s=service_s,
+            switch_s=switch_s,
         )
-        on_device = plant.device_power_w * service_s
-        energy_j = jnp.where(local, on_device, at_server)
+        energy_j = jnp.where(local, energy.power_energy_j(plant.device_power_w, service_s), at_server)
         return Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, energy_j), latency_s
 
     def _cost(
@@ -391,7 +396,9 @@ class Environment(eqx.Module):
     ) -> Float[Array, "rows"]:
         """Weighted cost of each task (equation (15), negated)."""
         weights = self.plant.switches.reward
-        scale_s = rows.deadline_s if weights.latency_scale_s is None else weights.latency_scale_s
+        # Absent rows have no deadline.
+        own_s = jnp.where(rows.deadline_s > 0, rows.deadline_s, 1.0)
+        scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
         cost = weights.latency * jnp.minimum(latency_s / scale_s, weights.clip)
         if weights.miss:
             cost = cost + weights.miss * ((latency_s > rows.deadline_s) | served.dropped)
@@ -417,7 +424,9 @@ class Environment(eqx.Module):
             return state.own_unseen_s
         first = self.plant.switches.uploads
         rows = jax.tree.map(lambda field: field[first:], decided.uploads)
-        sent_s = jnp.where(rows.present & ~decided.local[first:], rows.service_s, 0.0)
+        # What the device knows of it: the nominal work, without the noise.
+        nominal_s = state.requests.work / self.plant.server_speed[rows.server]
+        sent_s = jnp.where(rows.present & ~decided.local[first:], nominal_s, 0.0)
         now = jnp.zeros_like(state.own_unseen_s[0]).at[rows.device, rows.server].add(sent_s)
         return jnp.concatenate([now[None], state.own_unseen_s[:-1]])
 
@@ -449,9 +458,7 @@ class Environment(eqx.Module):
         time)."""
         snr = links.downlink_snr[requests.device]
         one = jnp.ones_like(snr)
-        return transfer_s(
-            self.plant, requests.bits_out[:, None], snr, one, one, self.plant.switches.radio.downlink_share
-        )
+        return transfer_s(self.plant, requests.bits_out[:, None], snr, one, one, "downlink")
 
     def _first_residents(self) -> Bool[Array, "servers models"]:
         """Models that a server holds at the start: the most popular ones that fit its memory together."""

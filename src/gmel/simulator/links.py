@@ -1,14 +1,17 @@
 """Links: where devices stand, what each link can carry, how long an upload takes."""
 
+from typing import Literal
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.physics import channel, radio
 from gmel.physics.random import hash_bits, normal, uniform
+from gmel.scenario.schema import Radio
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Links
 
-__all__ = ["RNG_FADING", "RNG_LINKS", "draw_fading", "draw_links", "transfer_s"]
+__all__ = ["draw_fading", "draw_links", "least_snr", "reachable", "transfer_s"]
 
 # Numbers of the random quantities (see physics/random.py); one table for the whole simulator would hide who uses them.
 RNG_LINKS, RNG_POSITIONS, RNG_SHADOWING, RNG_FADING = 1, 2, 3, 4
@@ -49,6 +52,18 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
     return Links(channel.db_to_linear(gain_db + up), channel.db_to_linear(gain_db + down))
 
 
+def least_snr(spec: Radio) -> float:
+    """Linear SNR that a link must have: the scenario's floor, but at least what the rate model can decode."""
+    return max(10 ** (0.1 * spec.floor_snr_db), radio.lowest_snr(spec.rate))
+
+
+def reachable(spec: Radio, snr: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a link can be used at its mean SNR; one whose fades are raised to the floor always can."""
+    if spec.floor == "clip":
+        return snr >= (0.0 if spec.fading == "block" else radio.lowest_snr(spec.rate))
+    return snr >= least_snr(spec)
+
+
 def draw_fading(
     plant: Plant,
     seed: UInt32[Array, "2"],
@@ -71,9 +86,7 @@ def draw_fading(
     groups = -(-servers // per_hash)
     index = device[:, None] * groups + jnp.arange(groups)[None, :]
     words = hash_bits(seed, slot, RNG_FADING, index)
-    # Outage begins where the rate model carries nothing, wherever the scenario puts its floor.
-    lowest = radio.lowest_snr(spec.rate) if spec.floor == "outage" else 0.0
-    floor = max(10 ** (0.1 * spec.floor_snr_db), lowest)
+    floor = least_snr(spec)
     if spec.floor == "clip":
         u = uniform(jnp.stack(words, axis=-1)).reshape(device.shape[0], -1)[:, :servers]
         return jnp.maximum(channel.rayleigh_power(u), floor / snr), zero
@@ -89,17 +102,20 @@ def transfer_s(
     snr: Float[Array, "..."],
     fade: Float[Array, "..."],
     users: Float[Array, "..."],
-    share: float,
+    direction: Literal["uplink", "downlink"],
 ) -> Float[Array, "..."]:
     """Seconds to carry `bits` over a link with `users` equal sharers of its cell (equation (3)).
 
     Full power on the narrower band raises the SNR with the number of sharers.
     """
     spec = plant.switches.radio
+    up = direction == "uplink"
+    truncation = radio.UPLINK_TRUNCATION if up else radio.DOWNLINK_TRUNCATION
+    share = spec.uplink_share if up else spec.downlink_share
     if spec.fading == "ergodic":
-        efficiency = radio.ergodic_spectral_efficiency(spec.rate, snr * users)
+        efficiency = radio.ergodic_spectral_efficiency(spec.rate, snr * users, truncation=truncation)
     else:
-        efficiency = radio.spectral_efficiency(spec.rate, snr * users * fade)
+        efficiency = radio.spectral_efficiency(spec.rate, snr * users * fade, truncation=truncation)
     rate_bps = share * spec.bandwidth_hz / users * efficiency
     # A link that carries nothing is masked; the bound keeps its time finite.
     return bits / jnp.maximum(rate_bps, 1.0)

@@ -48,8 +48,8 @@ class Catalogue(eqx.Module):
     fixed_work: Float[Array, "models"]
     steps: Float[Array, "models choices"]
     steps_cdf: Float[Array, "models choices"]
-    images: Float[Array, "models choices"]
-    images_cdf: Float[Array, "models choices"]
+    images: Float[Array, "models counts"]
+    images_cdf: Float[Array, "models counts"]
     bits_low: Float[Array, "models"]
     bits_high: Float[Array, "models"]
     bits_out: Float[Array, "models"]
@@ -243,4 +243,4 @@ def _positions(scenario: Scenario) -> list[tuple[float, float]]:
 
 def pick(cdf: Float[Array, "... n"], u: Float[Array, "..."]) -> Int[Array, "..."]:
     """Index drawn from cumulative probabilities by one uniform number (inverse transform)."""
-    return jnp.minimum(jnp.sum(u[..., None] > cdf, axis=-1), cdf.shape[-1] - 1)
+    return jnp.minimum(jnp.sum(u[..., None] > cdf, axis=-1, dtype=jnp.int32), cdf.shape[-1] - 1)

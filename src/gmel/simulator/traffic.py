@@ -17,14 +17,14 @@ RNG_COUNT, RNG_REQUEST, RNG_CONTENT, RNG_DEADLINE, RNG_NOISE, RNG_LOAD = 8, 9, 1
 class TraceArrays(eqx.Module):
     """A request trace cut into slots (see `gmel.scenario.trace.slot_table`)."""
 
-    present: Bool[Array, "slots requests"]
-    device: Int[Array, "slots requests"]
-    generated_s: Float[Array, "slots requests"]
-    size_bit: Float[Array, "slots requests"]
-    bits_out: Float[Array, "slots requests"]
-    work: Float[Array, "slots requests"]
-    model: Int[Array, "slots requests"]
-    deadline_s: Float[Array, "slots requests"]
+    present: Bool[Array, "*slots requests"]
+    device: Int[Array, "*slots requests"]
+    generated_s: Float[Array, "*slots requests"]
+    size_bit: Float[Array, "*slots requests"]
+    bits_out: Float[Array, "*slots requests"]
+    work: Float[Array, "*slots requests"]
+    model: Int[Array, "*slots requests"]
+    deadline_s: Float[Array, "*slots requests"]
 
 
 def next_requests(
@@ -41,7 +41,7 @@ def next_requests(
     counts latency from the decision. A trace starts again at its end.
     """
     sizes = plant.switches
-    rows = jnp.arange(sizes.requests)
+    rows = jnp.arange(sizes.requests, dtype=jnp.int32)
     if trace is None:
         drawn = _draw(plant, seed, slot, rows)
     else:
