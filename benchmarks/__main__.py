@@ -32,10 +32,10 @@ Row = dict[str, Any]
 SCENARIO = "hall-20x5"
 CAPTION = (
     "An agent decision is one device in one slot, with a request or without: 20 a slot. A request decided is a row "
-    "that is present: {requests:.2f} a slot (load 0.7). Actions are random, hashed inside the compiled loop (PCG4D, the "
-    "simulator's own generator); NumPy draws its own. No observation is made unless the row says so. us/slot is that "
-    "of one environment. Ratio: decisions per processor second over those of one NumPy environment; processor time, "
-    "because the clock of a shared machine measures the neighbours too."
+    "that is present: {requests:.2f} a slot (load 0.7). Actions are random, hashed inside the compiled loop (PCG4D, "
+    "the simulator's own generator); NumPy draws its own. No observation is made unless the row says so. us/slot is "
+    "that of one environment. Ratio: decisions per processor second over those of one NumPy environment; processor "
+    "time, because the clock of a shared machine measures the neighbours too."
 )
 # Slots of one timed call, by number of environments: about the same work in each.
 SLOTS = {1: 4000, 64: 256, 1024: 32, 8192: 4}
@@ -271,7 +271,8 @@ def measure_memory(quick: bool) -> list[Row]:
     from gmel.scenario.load import load_scenario
     from gmel.simulator.environment import Environment, seeds
 
-    state = jax.jit(Environment.from_scenario(load_scenario(SCENARIO)).reset)(seeds(0, 1)[0])
+    environment = Environment.from_scenario(load_scenario(SCENARIO))
+    state = jax.tree.map(lambda leaf: leaf[0], jax.jit(jax.vmap(environment.reset))(seeds(0, 1)))
     parts = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in state._asdict().items()}
     return [{"what": "state of one environment", "bytes": sum(parts.values()), "parts": parts}]
 

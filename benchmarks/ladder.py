@@ -16,9 +16,9 @@ import jax
 from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.job import EVALUATION_SEED
 from gmel.evaluation.ladder import ladder
-from gmel.evaluation.schema import replace_file
 from gmel.evaluation.statistics import Interval, t_interval
 from gmel.evaluation.tuning import shipped, tune
+from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest, load_scenario
 from gmel.simulator.environment import Environment
 

@@ -184,7 +184,7 @@ def variant(name: str) -> Scenario:
 @pytest.mark.parametrize("name", BY_WEIGHT)
 def test_every_task_agrees_in_double_precision(name: str) -> None:
     with jax.enable_x64(True):
-        run = drive(variant(name), slots=300)
+        run = drive(variant(name), slots=400)
     assert run.outcome.end_s.dtype == np.float64
     tasks, records = assert_agreement(run, tolerance_s=1e-9)
     # The variant must do what it is there for.

@@ -45,7 +45,7 @@ def export_run(run: Path, out: Path) -> float:
 
 
 def largest_difference(run: Path) -> float:
-    """Largest absolute difference of the logits of allowed options, over a few slots of the run's own traffic."""
+    """Largest difference of the logits of allowed options (relative above 1), over a few slots of the run's traffic."""
     scenario, job = open_run(run)
     environment = build_environments(scenario, job.trace).test
     actor, exported = load_actor(run / "policy"), ExportedPolicy.load(run / "policy")
@@ -59,7 +59,9 @@ def largest_difference(run: Path) -> float:
         other = exported.logits(
             np.asarray(observation.task), np.asarray(observation.options), mask, np.asarray(observation.present)
         )
-        worst = max(worst, float(np.max(np.abs(np.where(mask, logits - other, 0.0)), initial=0.0)))
+        # Relative to large logits: float32 cannot do better, and a softmax does not notice.
+        size = np.maximum(1.0, np.abs(np.where(mask, logits, 0.0)))
+        worst = max(worst, float(np.max(np.where(mask, np.abs(logits - other), 0.0) / size, initial=0.0)))
         action = jax.random.categorical(jax.random.key(slot), jnp.asarray(logits))
         state = step(state, action)[0]
     return worst

@@ -28,7 +28,7 @@ from gmel.evaluation.evaluate import evaluate, metrics_of
 from gmel.evaluation.ladder import ladder
 from gmel.evaluation.progress import Reporter
 from gmel.evaluation.report import render_report
-from gmel.evaluation.schema import Evaluation, replace_file, write_evaluation
+from gmel.evaluation.schema import Evaluation, write_evaluation
 from gmel.evaluation.tuning import Tuned, shipped, tune
 from gmel.learning.algorithm import Algorithm, make_task
 from gmel.learning.export import export_policy
@@ -36,6 +36,7 @@ from gmel.learning.registry import make_algorithm
 from gmel.learning.training import Progress, Row, Trained, Training, train
 from gmel.policies.policy import Policy
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest, parse_scenario, to_toml
 from gmel.scenario.schema import Scenario
 from gmel.simulator.build import Environments, build_environments

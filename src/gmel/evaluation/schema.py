@@ -6,7 +6,6 @@ and None here; the file is strict JSON.
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, cast
@@ -18,6 +17,7 @@ from typing_extensions import TypedDict
 
 from gmel.evaluation.statistics import Interval
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -31,7 +31,6 @@ __all__ = [
     "interval_of",
     "metric_of",
     "read_evaluation",
-    "replace_file",
     "write_evaluation",
 ]
 
@@ -196,16 +195,6 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     if fault:
         raise ValueError(fault)
     replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that nobody ever reads half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _number(value: float) -> float | None:

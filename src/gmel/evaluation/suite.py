@@ -14,7 +14,7 @@ from gmel.evaluation.evaluate import Trained, evaluate, metrics_of
 from gmel.evaluation.job import evaluation_episodes, validation_episodes
 from gmel.evaluation.ladder import ladder
 from gmel.evaluation.progress import Reporter
-from gmel.evaluation.schema import Evaluation, replace_file, write_evaluation
+from gmel.evaluation.schema import Evaluation, write_evaluation
 from gmel.evaluation.table import markdown_table
 from gmel.evaluation.tuning import shipped, tune
 from gmel.learning.algorithm import make_task
@@ -22,6 +22,7 @@ from gmel.learning.registry import ALGORITHMS, make_algorithm
 from gmel.learning.training import Progress, Row, Training, train
 from gmel.policies.policy import Policy
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest
 from gmel.scenario.schema import Scenario
 from gmel.simulator.build import build_environments

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gmel.evaluation.progress import Reporter
-from gmel.evaluation.schema import replace_file
 from gmel.policies.policy import StatelessPolicy
 from gmel.policies.rules import Softmax, Softmax7
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest
 from gmel.scenario.schema import Scenario
 from gmel.simulator.build import build_environments

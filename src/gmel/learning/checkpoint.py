@@ -1,7 +1,6 @@
 """Checkpoints: a pytree in a safetensors file. No pickle, and every array is checked against what is expected."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as write_arrays
 
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 
 __all__ = ["FORMAT", "load_checkpoint", "save_checkpoint"]
 
@@ -26,12 +26,7 @@ def save_checkpoint(path: Path, tree: Any, facts: dict[str, str]) -> None:
     arrays = {jax.tree_util.keystr(where): _plain(leaf) for where, leaf in leaves if _is_array(leaf)}
     data = write_arrays(arrays, metadata={"format": str(FORMAT), **facts})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(path, data)
 
 
 def load_checkpoint(path: Path, template: Tree, facts: dict[str, str]) -> Tree:

@@ -41,6 +41,7 @@ from gmel.policies.exported import (
     schema_digest,
 )
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES
 
 __all__ = ["export_policy", "load_actor", "write_onnx"]
@@ -147,14 +148,10 @@ def write_onnx(actor: Actor, path: Path) -> None:
         InputError: the file cannot be written.
     """
     data = _model(actor).SerializeToString(deterministic=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        replace_file(path, data)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Tensor:

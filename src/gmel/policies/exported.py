@@ -202,21 +202,21 @@ class ExportedPolicy:
 
     def logits(
         self,
-        task: NDArray[np.floating[Any]],
-        options: NDArray[np.floating[Any]],
-        mask: NDArray[np.bool_],
-        present: NDArray[np.bool_] | None = None,
+        task: NDArray[Any],
+        options: NDArray[Any],
+        mask: NDArray[Any],
+        present: NDArray[Any] | None = None,
     ) -> NDArray[np.float32]:
         """Scores of the options, `[requests, options]`; minus infinity where `mask` is false.
 
         Args:
-            task: `[requests, 6]`, SI units.
-            options: `[requests, options, 11]`, SI units, finite also where masked.
-            mask: `[requests, options]`, true where the option may be taken, at least one in each row.
-            present: `[requests]`, false for padding rows, which send no messages; all true if left out.
+            task: numbers `[requests, 6]`, SI units.
+            options: numbers `[requests, options, 11]`, SI units, finite also where masked.
+            mask: bool `[requests, options]`, true where the option may be taken, at least one in each row.
+            present: bool `[requests]`, false for padding rows, which send no messages; all true if left out.
 
         Raises:
-            InputError: wrong shapes, numbers that are not finite or out of their range, or a row without an option.
+            InputError: wrong shapes or types, numbers that are not finite or out of range, or a row without an option.
         """
         task, options = _floats("task", task), _floats("options", options)
         mask = _booleans("mask", mask)
@@ -234,12 +234,12 @@ class ExportedPolicy:
 
     def act(
         self,
-        task: NDArray[np.floating[Any]],
-        options: NDArray[np.floating[Any]],
-        mask: NDArray[np.bool_],
+        task: NDArray[Any],
+        options: NDArray[Any],
+        mask: NDArray[Any],
         rng: np.random.Generator,
         greedy: bool = False,
-        present: NDArray[np.bool_] | None = None,
+        present: NDArray[Any] | None = None,
     ) -> NDArray[np.int64]:
         """Option of each request, `[requests]`: a draw by the softmax of the logits, or the best with `greedy`.
 
