@@ -31,8 +31,8 @@ from gmel.simulator.state import Observation
 __all__ = ["Amarl", "AmarlState", "Critic"]
 
 
-Critic = Callable[[Observation], Values]
-"""Any pytree of weights that judges a batch of slots from the fresh observation."""
+Critic = Callable[[Observation, int | None], Values]
+"""Any pytree of weights that judges a batch of slots from the fresh observation, on so many packed rows."""
 
 
 class AmarlState(NamedTuple):
@@ -114,10 +114,11 @@ class Amarl(Algorithm[AmarlState]):
         states, trajectory, last = collect(
             task, state.actor, state.workers.states, rollout_key, self.slots, self.credit
         )
-        values = state.critic(trajectory.fresh)
+        rows = row_capacity(task, self.slots * self.environments)
+        values = state.critic(trajectory.fresh, rows)
         reward = trajectory.team / task.requests_per_slot
         team_advantage = generalised_advantage(
-            reward, values.team, state.critic(last).team, self.discount, self.trace_decay
+            reward, values.team, state.critic(last, None).team, self.discount, self.trace_decay
         )
         present = trajectory.observation.present
         share = task.environment.plant.switches.reward.cooperation if self.cooperation is None else self.cooperation
@@ -200,7 +201,7 @@ class Amarl(Algorithm[AmarlState]):
         gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - self.clip, 1 + self.clip) * advantage)
         policy_loss = -jnp.sum(jnp.where(present, gain, 0.0)) / count
         spread = jnp.sum(jnp.where(present, entropy(logits), 0.0)) / count
-        values = critic(trajectory.fresh)
+        values = critic(trajectory.fresh, rows)
         here = trajectory.fresh.present
         own_error = jnp.where(here, (values.own - trajectory.own) ** 2, 0.0)
         critic_loss = jnp.sum(own_error) / jnp.maximum(jnp.sum(here), 1)

@@ -172,13 +172,13 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
     name: ClassVar[str] = "amarl-soft"
     title: ClassVar[str] = "AMARL, off-policy"
 
-    updates: int = eqx.field(static=True, default=240)
+    updates: int = eqx.field(static=True, default=120)
     """Updates of the learning-rate schedules; training may go on with the last rates."""
-    environments: int = eqx.field(static=True, default=64)
-    slots: int = eqx.field(static=True, default=8)
+    environments: int = eqx.field(static=True, default=128)
+    slots: int = eqx.field(static=True, default=16)
     capacity: int = eqx.field(static=True, default=20_000)
     """Slots in the replay."""
-    steps: int = eqx.field(static=True, default=8)
+    steps: int = eqx.field(static=True, default=12)
     """Gradient steps per update."""
     batch: int = eqx.field(static=True, default=256)
     """Slots per gradient step."""
@@ -196,16 +196,16 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
     huber: float = eqx.field(static=True, default=5.0)
     """Errors of the critic beyond this count linearly: latency has a heavy tail. Units of the reward."""
     gradient_norm: float = eqx.field(static=True, default=5.0)
-    credit: Credit = eqx.field(static=True, default="difference")
+    credit: Credit = eqx.field(static=True, default="own")
     """What Q_own learns: the request's own reward, or its difference reward (see `rollout.collect`)."""
-    cooperation: float | None = eqx.field(static=True, default=0.0)
+    cooperation: float | None = eqx.field(static=True, default=None)
     """Share of the team in what an actor climbs; None: the scenario's `reward.cooperation`."""
     reward_scale: float = eqx.field(static=True, default=1.0)
     """Multiplies all rewards."""
     width: int = eqx.field(static=True, default=32)
     critic_width: int = eqx.field(static=True, default=32)
     heads: int = eqx.field(static=True, default=4)
-    lifetime: int = eqx.field(static=True, default=256)
+    lifetime: int = eqx.field(static=True, default=64)
     """Updates after which an environment starts anew with other links and empty queues."""
     communicating: bool = eqx.field(static=True, default=False)
 

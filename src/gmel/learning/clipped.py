@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gmel.learning.algorithm import Task
+from gmel.learning.networks import packing
 from gmel.simulator.state import Observation
 
 __all__ = ["entropy", "generalised_advantage", "pack", "row_capacity", "standardise"]
@@ -63,6 +64,5 @@ def pack(
     rows: tuple[Observation, jax.Array, jax.Array, jax.Array], present: Bool[Array, "slots requests"], capacity: int
 ) -> tuple[Observation, jax.Array, jax.Array, jax.Array, Bool[Array, "rows"]]:
     """The rows that are present, packed to the front of a table of `capacity` rows."""
-    chosen = jnp.nonzero(present.reshape(-1), size=capacity, fill_value=0)[0]
-    packed = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[chosen], rows)
+    packed = jax.tree.map(packing(present, capacity).pack, rows)
     return (*packed, jnp.arange(capacity) < jnp.sum(present))

@@ -158,13 +158,13 @@ class Maddpg(Algorithm[MaddpgState]):
         options = here.shape[-1], now.observation.mask.shape[-1]
         then = relaxed(target_actor(following.observation), next_key, self.relaxation)
         goal = self.reward_scale * now.team / task.requests_per_slot
-        goal = goal + self.discount * target_critic(following.fresh, then).team
+        goal = goal + self.discount * target_critic(following.fresh, chosen=then).team
         # After a fresh start of an environment the next entry is another life.
         known = following.number == now.number + 1
         taken = jax.nn.one_hot(now.action, options[1])
 
         def critic_loss(critic: FlatCritic) -> jax.Array:
-            values = critic(now.fresh, taken)
+            values = critic(now.fresh, chosen=taken)
             own = optax.losses.huber_loss(values.own, self.reward_scale * now.own, delta=self.huber)
             team = optax.losses.huber_loss(values.team, goal, delta=self.huber)
             team = jnp.sum(jnp.where(known, team, 0.0)) / jnp.maximum(jnp.sum(known), 1)
@@ -180,7 +180,7 @@ class Maddpg(Algorithm[MaddpgState]):
         def actor_loss(actor: Actor) -> tuple[jax.Array, jax.Array]:
             logits = actor(now.observation)
             joint = jnp.where(mine[..., None], relaxed(logits, draw_key, self.relaxation), taken)
-            values = critic(now.fresh, joint)
+            values = critic(now.fresh, chosen=joint)
             own = jnp.sum(jnp.where(mine, values.own, 0.0), axis=-1)
             gain = (1 - share) * own + share * task.requests_per_slot * values.team
             some = jnp.any(here, axis=-1)

@@ -41,8 +41,15 @@ class FlatCritic(eqx.Module):
         self.own_out = Linear(width, rows, keys[2], gain=0.1)
         self.team_out = Linear(width, 1, keys[3], gain=0.1)
 
-    def __call__(self, fresh: Observation, chosen: Float[Array, "*batch requests options"] | None = None) -> Values:
-        """Values of a batch of slots; `chosen` are the actions as (relaxed) one-hot rows."""
+    def __call__(
+        self,
+        fresh: Observation,
+        rows: int | None = None,
+        chosen: Float[Array, "*batch requests options"] | None = None,
+    ) -> Values:
+        """Values of a batch of slots; `chosen` are the actions as (relaxed) one-hot rows. It reads every row of the
+        table, so `rows` changes nothing."""
+        del rows
         options, tasks = encode(fresh, self.scale)
         here = fresh.present[..., None]
         options = jnp.where(here[..., None], options, 0.0)

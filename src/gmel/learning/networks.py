@@ -10,11 +10,11 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, task
 
-__all__ = ["Actor", "AttentionCritic", "Scale", "Values", "attention", "encode"]
+__all__ = ["Actor", "AttentionCritic", "Packing", "Scale", "Values", "attention", "encode", "packing"]
 
 OPTION_INPUTS = 18
 TASK_INPUTS = 7
@@ -199,6 +199,35 @@ def attention(
     return heard.reshape(*heard.shape[:-2], query.shape[-1])
 
 
+class Packing(NamedTuple):
+    """Where the rows that are present stand when the empty ones between them are left out.
+
+    Most rows of a request table are empty; work per row is done on the packed ones.
+    """
+
+    chosen: Int[Array, "rows"]
+    place: Int[Array, "all"]
+    present: Bool[Array, "*batch requests"]
+
+    def pack(self, x: Shaped[Array, "..."]) -> Shaped[Array, "rows ..."]:
+        """The rows that are present, one after the other; behind them rows without meaning."""
+        return x.reshape(-1, *x.shape[self.present.ndim :])[self.chosen]
+
+    def spread(self, packed: Float[Array, "rows width"]) -> Float[Array, "*batch requests width"]:
+        """Packed rows back in their table, zero where no row is present."""
+        table = jnp.where(self.present.reshape(-1)[:, None], packed[self.place], 0.0)
+        return table.reshape(*self.present.shape, packed.shape[-1])
+
+
+def packing(present: Bool[Array, "*batch requests"], rows: int | None = None) -> Packing:
+    """Packs a table into `rows` rows (static; default: enough for any table)."""
+    flat = present.reshape(-1)
+    rows = flat.shape[0] if rows is None else rows
+    chosen = jnp.nonzero(flat, size=rows, fill_value=0)[0]
+    # A row beyond the capacity takes the last place: rare by the choice of `rows`, and harmless in a critic.
+    return Packing(chosen, jnp.clip(jnp.cumsum(flat) - 1, 0, rows - 1), present)
+
+
 class Values(NamedTuple):
     """What the critic expects: the reward of each request itself, and the return of the team."""
 
@@ -239,18 +268,22 @@ class AttentionCritic(eqx.Module):
         self.team_hidden = Linear(width + half + 2, width, keys[8])
         self.team_out = Linear(width, 1, keys[9], gain=0.1)
 
-    def __call__(self, fresh: Observation) -> Values:
-        """Values of a batch of slots from the fresh observation."""
-        options, tasks = encode(fresh, self.scale)
+    def __call__(self, fresh: Observation, rows: int | None = None) -> Values:
+        """Values of a batch of slots from the fresh observation, worked out on `rows` packed rows (static)."""
+        packed = packing(fresh.present, rows)
+        inner = jax.tree.map(packed.pack, fresh)
+        options, tasks = encode(inner, self.scale)
         hidden = jax.nn.relu(self.option_in(options))
-        allowed = fresh.mask[..., None]
+        allowed = inner.mask[..., None]
         mean = jnp.sum(jnp.where(allowed, hidden, 0.0), axis=-2) / jnp.maximum(jnp.sum(allowed, axis=-2), 1)
         best = jnp.max(jnp.where(allowed, hidden, 0.0), axis=-2)
         token = jax.nn.relu(self.token_in(jnp.concatenate([mean, best, tasks], axis=-1)))
         present = fresh.present
         count = present.shape[-1]
         others = present[..., None, :] & ~jnp.eye(count, dtype=bool) & present[..., :, None]
-        heard = attention(self.query(token), self.key(token), self.value(token), others, self.heads)
+        triple = jnp.concatenate([self.query(token), self.key(token), self.value(token)], axis=-1)
+        query, key, value = jnp.split(packed.spread(triple), 3, axis=-1)
+        heard = packed.pack(attention(query, key, value, others, self.heads))
         crowd = jnp.sum(present, axis=-1, keepdims=True) / 8.0
         # The servers are the same in every row, present or not.
         wait = option(fresh, "backlog_s")[..., 0, 1:] / self.scale.time_s
@@ -258,12 +291,12 @@ class AttentionCritic(eqx.Module):
         gpus = option(fresh, "gpus")[..., 0, 1:]
         load = jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(gpus)], axis=-1)
         servers = jnp.mean(jax.nn.relu(self.server_in(load)), axis=-2)
-        total = jnp.sum(jnp.where(present[..., None], token, 0.0), axis=-2) / 8.0
+        total = jnp.sum(packed.spread(token), axis=-2) / 8.0
         backlog = jnp.mean(wait, axis=-1, keepdims=True)
         team = self.team_hidden(jnp.concatenate([total, servers, crowd, backlog], axis=-1))
-        context = jnp.broadcast_to(servers[..., None, :], (*token.shape[:-1], servers.shape[-1]))
+        context = packed.pack(jnp.broadcast_to(servers[..., None, :], (*present.shape, servers.shape[-1])))
         own = self.own_hidden(jnp.concatenate([token, heard, context], axis=-1))
-        return Values(self.own_out(jax.nn.relu(own))[..., 0], self.team_out(jax.nn.relu(team))[..., 0])
+        return Values(packed.spread(self.own_out(jax.nn.relu(own)))[..., 0], self.team_out(jax.nn.relu(team))[..., 0])
 
 
 assert len(OPTION_FEATURES) == 11 and len(TASK_FEATURES) == 6  # `encode` reads every feature
