@@ -197,9 +197,9 @@ def test_the_environment_plays_the_game_that_was_worked_out_by_hand() -> None:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "amarl": {"updates": 60, "environments": 32, "slots": 8},
+    "amarl": {"updates": 40, "environments": 32, "slots": 8},
     "amarl-soft": {"updates": 60, "environments": 32, "slots": 4, "capacity": 4096, "batch": 128},
-    "mappo": {"updates": 60, "environments": 32, "slots": 8},
+    "mappo": {"updates": 40, "environments": 32, "slots": 8},
     "idqn": {"updates": 60, "environments": 32, "slots": 8, "capacity": 4096, "batch": 128},
     "maddpg": {"updates": 150, "environments": 32, "slots": 4, "capacity": 4096, "batch": 128, "learning_rate": 2e-3},
 }
@@ -258,7 +258,7 @@ def situation(seed: int, rows: int = 5, servers: int = 3, batch: int = 2, device
         options[..., column] = 1 + rng.integers(0, 4, (batch, 1, 1 + servers))
     options[..., OPTION_FEATURES.index("local")] = np.arange(1 + servers) == 0
     options[..., 1:, OPTION_FEATURES.index("backlog_s")] = rng.exponential(1.0, (batch, 1, servers))
-    present = np.arange(rows) < rng.integers(2, rows, (batch, 1))
+    present = np.arange(rows) < rng.integers(min(2, rows - 1), rows, (batch, 1))
     mask = rng.random((batch, rows, 1 + servers)) < 0.7
     mask[..., 0] |= ~mask.any(-1) | ~present
     mask[..., 1:] &= present[..., None]

@@ -22,7 +22,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
 """All learners, the default first."""
 
 
-def make_algorithm(name: str, **settings: object) -> Algorithm[Any]:
+def make_algorithm(name: str, /, **settings: object) -> Algorithm[Any]:
     """The algorithm `name` with some of its hyper-parameters set.
 
     Raises:
