@@ -2,8 +2,8 @@
 
     python -m benchmarks.ladder [--loads 0.5,0.7,0.9] [--episodes 8] [--slots 5000] [--out FOLDER]
 
-Prints a Markdown table. A policy agrees where its 95 % interval and that of the reference overlap. The reference comes from
-an independent throw-away simulator on other random topologies (8 seeds x 5,000 slots, `ladder.md` section 4).
+Prints a Markdown table. A policy agrees where its 95 % interval and that of the reference overlap. The reference comes
+from an independent throw-away simulator on other random topologies, 8 seeds x 5,000 slots.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from gmel.simulator.environment import Environment
 
 
 class Reference(NamedTuple):
-    """Mean latency in seconds with the half width of its interval (0: none was published), and missed deadlines in %."""
+    """Mean latency in seconds, half width of its interval (0: none was published), missed deadlines in %."""
 
     mean_s: float
     half_s: float

@@ -1,16 +1,9 @@
 """The NumPy environments that the benchmarks compare with do the same as the compiled one."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-# `benchmarks` lies beside the package, not in it.
-sys.path.append(str(Path(__file__).parents[1]))
-
 from benchmarks.numpy_environment import (
     BatchedNumpyEnvironment,
     BatchedRequests,

@@ -51,16 +51,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-def command(place: Path, *words: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+def command(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gmel.cli.main", *words],
         cwd=place,
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "XDG_CACHE_HOME": str(place / "cache")},
+        env=environment(place),
         check=False,
     )
+
+
+def environment(place: Path) -> dict[str, str]:
+    """Compiled programs are shared by the commands of a test session, and by nothing else."""
+    return {**os.environ, "XDG_CACHE_HOME": str(place.parent / "cache")}
 
 
 def test_help_is_a_page_and_quick() -> None:
@@ -225,7 +230,7 @@ def test_ctrl_c_leaves_a_report_and_resume_ends_where_it_would_have(tmp_path: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env=environment(tmp_path),
     )
     assert process.stderr is not None
     for line in process.stderr:
