@@ -19,7 +19,7 @@ def core(
     load: Annotated[float | None, typer.Option(help="Offered load, in place of the scenario's.")] = None,
     seeds: Annotated[int, typer.Option(help="Training seeds of each learner.")] = 3,
     algorithms: Annotated[str, typer.Option(help="Learners, separated by commas; default: all.")] = "",
-    decisions: Annotated[float, typer.Option(help="Agent decisions of each training.")] = 3e6,
+    decisions: Annotated[float, typer.Option(help="Agent decisions of each training.")] = 1e6,
     episodes: Annotated[int, typer.Option(help="Evaluation episodes.")] = 8,
     slots: Annotated[int, typer.Option(help="Slots of an evaluation episode.")] = 2000,
     out: Annotated[

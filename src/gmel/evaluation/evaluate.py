@@ -133,7 +133,7 @@ def evaluate(
     return Evaluation(
         schema=SCHEMA_VERSION,
         scenario=scenario.name,
-        load=load,
+        load=round(load, 3),
         slot_s=scenario.slot.length_s,
         episodes=episodes.count,
         slots=episodes.slots,

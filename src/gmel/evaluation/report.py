@@ -205,7 +205,8 @@ def _read_run(run: Path) -> Run:
         raise InputError(f"run {str(run)!r}: no such folder; give the folder that gmel run or gmel train has written")
     evaluation = run / "evaluation.json"
     return Run(
-        name=run.resolve().name,
+        # A run that is being written stands under a temporary name beside its own.
+        name=run.resolve().name.removeprefix(".").removesuffix(".part"),
         scenario=_read_scenario(run / "scenario.toml"),
         manifest=_read_manifest(run / "manifest.json"),
         metrics=_read_metrics(run / "metrics.parquet"),
