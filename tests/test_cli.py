@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,8 @@ def test_bad_places(plant: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--algorithm", "amral"], ["amral", "amarl"]),
         (["--load", "-1"], ["arrivals.load"]),
         (["--updates", "many"], ["--updates"]),
+        (["--set", "learning_rat=0.1"], ["learning_rat", "learning_rate"]),
+        (["--set", "learning_rate"], ["NAME=VALUE"]),
     ],
 )
 def test_bad_options(plant: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]) -> None:
@@ -205,6 +208,19 @@ def test_run_folder_of_another_version(finished: Path, capsys: pytest.CaptureFix
         manifest.write_text(before)
     assert_refused(code, err, ["run_format", "99"], finished.parent)
     assert (finished / "report.html").exists() or (finished / "evaluation.json").exists()
+
+
+def test_resume_with_a_corrupt_checkpoint_leaves_the_run_as_it_was(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    checkpoint = next((run / "checkpoints").iterdir())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    before = sorted(path.name for path in run.iterdir())
+    code, _, err = gmel(capsys, "run", "--resume", "--out", run)
+    assert_refused(code, err, ["checkpoint", "corrupt"], tmp_path)
+    assert sorted(path.name for path in run.iterdir()) == before
 
 
 def assert_refused(code: int, err: str, words: list[str], place: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ def run(
     episodes: Annotated[int, typer.Option(help="Evaluation episodes.")] = 8,
     slots: Annotated[int | None, typer.Option(help="Slots of an evaluation episode; default: the scenario's.")] = None,
     trace: Annotated[str | None, typer.Option(help="Replay this CSV/Parquet trace, or a shipped one by name.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyper-parameter NAME=VALUE of the learner; may be repeated.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<scenario>-<time>.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue --out, or the latest interrupted run.")] = False,
@@ -41,7 +44,7 @@ def run(
         plant, job = open_run(folder)
     else:
         plant = load_scenario(scenario, load)
-        job = Job(algorithm, seed, seeds, updates, budget, trace, episodes, slots)
+        job = Job(algorithm, seed, seeds, updates, budget, trace, episodes, slots, _settings(setting or []))
         folder = out or _RUNS / f"{plant.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with ConsoleReporter() as reporter:
         result = run_job(plant, job, folder, reporter, resume=resume)
@@ -54,6 +57,20 @@ def run(
     if result.interrupted:
         typer.echo(f"interrupted; continue with: gmel run --resume --out {result.folder}", err=True)
         raise typer.Exit(130)
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Hyper-parameters from NAME=VALUE; a value that is not JSON is a word."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {pair}: must be NAME=VALUE, for instance --set learning_rate=0.001")
+        try:
+            settings[name] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name] = text
+    return settings
 
 
 def _latest_interrupted() -> Path:

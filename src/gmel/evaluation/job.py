@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +67,8 @@ class Job:
     trace: str | None = None
     episodes: int = 8
     slots: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Hyper-parameters of the algorithm that differ from its defaults."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("seeds", self.seeds, 1), ("episodes", self.episodes, 2), ("seed", self.seed, 0)):
@@ -96,23 +98,34 @@ def run_job(scenario: Scenario, job: Job, out: Path, report: Reporter, *, resume
     started = time.monotonic()
     work = out.with_name(f".{out.name}.part")
     earlier_s = _prepare(out, work, resume)
-    environments = build_environments(scenario, job.trace)
-    for note in environments.notes:
-        report.note(note)
-    manifest = _manifest(scenario, job, environments)
     try:
+        environments = build_environments(scenario, job.trace)
+        for note in environments.notes:
+            report.note(note)
+        manifest = _manifest(scenario, job, environments)
         _write_toml(work, scenario, job)
-        interrupted, evaluation = _stages(scenario, job, environments, work, report, resume, manifest)
+        try:
+            interrupted, evaluation = _stages(scenario, job, environments, work, report, resume, manifest)
+        except KeyboardInterrupt:
+            # Between two parts of the work, where nothing is half done.
+            interrupted, evaluation = True, None
+        manifest["wall_s"] = round(earlier_s + time.monotonic() - started, 1)
+        manifest["interrupted"] = interrupted
+        _write_manifest(work, manifest)
+        report.stage("writing the report")
+        render_report(work)
+        work.replace(out)
     except InputError:
-        if not resume:
+        # A new run leaves nothing; a run that could not be resumed stands where it stood.
+        if resume and not out.exists():
+            work.replace(out)
+        else:
             shutil.rmtree(work, ignore_errors=True)
         raise
-    manifest["wall_s"] = round(earlier_s + time.monotonic() - started, 1)
-    manifest["interrupted"] = interrupted
-    _write_manifest(work, manifest)
-    report.stage("writing the report")
-    render_report(work)
-    work.replace(out)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot be written ({error.strerror}); make room, then continue with --resume --out {out}"
+        ) from error
     return JobResult(out, evaluation, interrupted)
 
 
@@ -153,7 +166,7 @@ def _stages(
     """Tuning, training, evaluation; each leaves its files in the folder. Returns whether it was interrupted."""
     _write_manifest(work, {**manifest, "interrupted": True})
     replace_file(work / "job.json", (json.dumps(asdict(job), indent=1) + "\n").encode())
-    algorithm = make_algorithm(job.algorithm)
+    algorithm = make_algorithm(job.algorithm, **job.settings)
     rows: list[Row] = []
     policies: list[Policy[Any]] = []
     interrupted = False
@@ -217,7 +230,13 @@ def _train_seed(
         seed=seed,
         validate_every=max(1, updates // 12),
         checkpoint=work / "checkpoints" / f"seed-{seed}.safetensors",
-        facts={"scenario": digest(scenario), "algorithm": job.algorithm, "seed": str(seed), "updates": str(updates)},
+        facts={
+            "scenario": digest(scenario),
+            "algorithm": job.algorithm,
+            "settings": json.dumps(job.settings, sort_keys=True),
+            "seed": str(seed),
+            "updates": str(updates),
+        },
         budget_s=math.inf if job.budget_s is None else job.budget_s / job.seeds,
     )
     return train(task, algorithm, settings, validate, on_progress, resume=resume)
@@ -339,7 +358,7 @@ def _prepare(out: Path, work: Path, resume: bool) -> float:
 
 def _write_toml(work: Path, scenario: Scenario, job: Job) -> None:
     replace_file(work / "scenario.toml", to_toml(scenario).encode())
-    algorithm = make_algorithm(job.algorithm)
+    algorithm = make_algorithm(job.algorithm, **job.settings)
     lines = [f'algorithm = "{job.algorithm}"']
     for name, value in sorted(vars(algorithm).items()):
         if value is not None:
