@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def largest_difference(run: Path) -> float:
     environment = build_environments(scenario, job.trace).test
     actor, exported = load_actor(run / "policy"), ExportedPolicy.load(run / "policy")
     state = jax.tree.map(lambda leaf: leaf[0], jax.vmap(environment.reset)(seeds(0, 1)))
-    step = jax.jit(environment.step)
+    step = eqx.filter_jit(environment.step)
     worst = 0.0
     for slot in range(_SLOTS):
         observation = environment.observe(state)
@@ -60,8 +61,8 @@ def largest_difference(run: Path) -> float:
             np.asarray(observation.task), np.asarray(observation.options), mask, np.asarray(observation.present)
         )
         # Relative to large logits: float32 cannot do better, and a softmax does not notice.
-        size = np.maximum(1.0, np.abs(np.where(mask, logits, 0.0)))
-        worst = max(worst, float(np.max(np.where(mask, np.abs(logits - other), 0.0) / size, initial=0.0)))
+        ours, theirs = (np.where(mask, scores, 0.0) for scores in (logits, other))
+        worst = max(worst, float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(ours)), initial=0.0)))
         action = jax.random.categorical(jax.random.key(slot), jnp.asarray(logits))
         state = step(state, action)[0]
     return worst

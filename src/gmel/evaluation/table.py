@@ -142,6 +142,9 @@ def rich_table(evaluation: Evaluation) -> Table:
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     """Prints the table and what one must know to read it."""
     target = console or Console()
+    if console is None and not target.is_terminal:
+        # A file or a pipe has no width of its own; the table needs this much to be whole.
+        target = Console(width=120)
     target.print(rich_table(evaluation))
     for note in table_notes(evaluation):
         target.print(note, style="dim", highlight=False)
