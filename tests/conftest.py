@@ -1,6 +1,17 @@
-"""Array shapes and types are checked at run time: a wrong annotation, or an array that breaks one, fails its test."""
+"""What all tests share.
+
+Array shapes and types are checked at run time: a wrong annotation, or an array that breaks one, fails its test.
+Compiled programs are kept between tests, workers and runs: compilation is most of the time.
+"""
+
+import os
+from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+# Before JAX is imported. Commands that tests start inherit it, unless they set their own.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # Before the first import of the package. The schema and the command line hold no arrays.
 install_import_hook(

@@ -17,7 +17,7 @@ from gmel.cli.main import main
 from gmel.scenario.load import parse_scenario, to_toml
 from small_plants import plant_text
 
-SMALL = ["--updates", "4", "--episodes", "2", "--slots", "40"]
+SMALL = ["--updates", "4", "--episodes", "2", "--slots", "40", "--tuning", "1"]
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def assert_refused(code: int, err: str, words: list[str], place: Path) -> None:
 
 def test_ctrl_c_leaves_a_report_and_resume_ends_where_it_would_have(tmp_path: Path) -> None:
     (tmp_path / "plant.toml").write_text(to_toml(parse_scenario(plant_text(), "small")))
-    size = ["--updates", "24", "--episodes", "2", "--slots", "40"]
+    size = ["--updates", "24", "--episodes", "2", "--slots", "40", "--tuning", "1"]
     whole = command(tmp_path, "run", "plant.toml", *size, "--out", "whole")
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(

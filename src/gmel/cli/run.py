@@ -26,6 +26,7 @@ def run(
     updates: Annotated[int, typer.Option(help="Training updates; 0: the algorithm's own number.")] = 0,
     episodes: Annotated[int, typer.Option(help="Evaluation episodes.")] = 8,
     slots: Annotated[int | None, typer.Option(help="Slots of an evaluation episode; default: the scenario's.")] = None,
+    tuning: Annotated[int, typer.Option(help="Generations of the search for L3 on a plant of your own.")] = 16,
     trace: Annotated[str | None, typer.Option(help="Replay this CSV/Parquet trace, or a shipped one by name.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter NAME=VALUE of the learner; may be repeated.")
@@ -44,7 +45,7 @@ def run(
         plant, job = open_run(folder)
     else:
         plant = load_scenario(scenario, load)
-        job = Job(algorithm, seed, seeds, updates, budget, trace, episodes, slots, _settings(setting or []))
+        job = Job(algorithm, seed, seeds, updates, budget, trace, episodes, slots, tuning, _settings(setting or []))
         folder = out or _RUNS / f"{plant.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with ConsoleReporter() as reporter:
         result = run_job(plant, job, folder, reporter, resume=resume)

@@ -67,13 +67,17 @@ class Job:
     trace: str | None = None
     episodes: int = 8
     slots: int | None = None
+    tuning: int = 16
+    """Generations of the random search that tunes L3 on a plant the package has no parameters for."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     """Hyper-parameters of the algorithm that differ from its defaults."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (("seeds", self.seeds, 1), ("episodes", self.episodes, 2), ("seed", self.seed, 0)):
-            if value < least:
-                raise InputError(f"--{name} {value}: must be at least {least}")
+        least = {"seeds": 1, "episodes": 2, "seed": 0, "tuning": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value < lowest:
+                raise InputError(f"--{name} {value}: must be at least {lowest}")
         if self.budget_s is not None and not self.budget_s > 0:
             raise InputError(f"--budget {self.budget_s:g}: must be more than 0 seconds")
         if self.slots is not None and self.slots < 2:
@@ -260,6 +264,7 @@ def _tuned(scenario: Scenario, job: Job, environments: Environments, work: Path,
         report.stage("tuning the softmax rungs of the ladder")
         known = tune(
             environments.train,
+            generations=job.tuning,
             progress=lambda done, total: report.advance(done, total, "tuning the softmax rungs of the ladder"),
         )
     replace_file(work / "tuned.json", (json.dumps(asdict(known), indent=1) + "\n").encode())

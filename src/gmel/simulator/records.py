@@ -61,7 +61,7 @@ class Records:
         return ~self.dropped & (self.latency_s <= self.deadline_s * (1 + 1e-6))
 
     @property
-    def status(self) -> NDArray[np.str_]:
+    def status(self) -> NDArray[Any]:
         """`done`, `late` or `dropped`."""
         return np.where(self.dropped, DROPPED, np.where(self.in_time, DONE, LATE))
 
