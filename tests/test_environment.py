@@ -442,10 +442,10 @@ def test_view_of_the_device_itself_is_never_old() -> None:
     slots = np.arange(requests.device.shape[0])[:, None]
     backlog_s = states.device_backlog_s[slots, requests.device]
     np.testing.assert_array_equal(option(on_device(aged), "backlog_s")[:, :, 0], backlog_s)
-    np.testing.assert_array_equal(task(aged, "own_backlog_s"), backlog_s)
+    np.testing.assert_array_equal(task(on_device(aged), "own_backlog_s"), backlog_s)
     np.testing.assert_allclose(option(on_device(aged), "service_s")[:, :, 0], requests.work / 0.5, rtol=1e-6)
     np.testing.assert_allclose(option(on_device(aged), "service_s")[:, :, 2], requests.work / 3.0, rtol=1e-6)
-    np.testing.assert_array_equal(task(aged, "waited_s"), -requests.generated_s)
+    np.testing.assert_array_equal(task(on_device(aged), "waited_s"), -requests.generated_s)
 
 
 def test_device_remembers_what_it_sent_since_the_broadcast() -> None:

@@ -465,7 +465,7 @@ def _limits(axes: Axes, curves: Sequence[Floats], references: Sequence[float]) -
     seen = np.concatenate([curve[2] for curve in curves])
     # The end of training against the ladder is the news; the first, bad policies would flatten it to a line.
     ends = [float(curve[2][-1]) for curve in curves]
-    low, high = min(*seen, *references), 1.2 * max(*ends, *references, -math.inf)
+    low, high = min([*seen, *references]), 1.2 * max([*ends, *references], default=-math.inf)
     cut = bool(references) and float(seen.max()) > high
     high = high if cut else max(float(seen.max()), *references, -math.inf)
     margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
