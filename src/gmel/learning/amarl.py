@@ -6,8 +6,8 @@ execution: one permutation-equivariant actor, shared by all devices, on what a d
 A request is credited with its difference reward: its own cost and the delay it causes to the others of its slot, exact
 because the environment can be asked (`rollout.collect`). It needs no bootstrap, for it is known when the request is
 decided; the critic's expectation of it is the baseline. A share of the team's advantage (generalised advantage
-estimation on the reward of all requests together, delays to later slots included) can be mixed in; measured, its noise
-costs more than it brings (`docs/learning.md`).
+estimation on the reward of all requests together, delays to later slots included) can be mixed in with `cooperation`;
+it is noisy, and off by default.
 
 Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (1506.02438), attention critic in the line of MAAC (Iqbal and
 Sha 2019, 1810.02912) and of AMARL (2405.02972, which gives no equations).
