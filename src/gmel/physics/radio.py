@@ -299,7 +299,7 @@ def nr_efficiency_factor(
 
 
 def nr_rate_bps(
-    prbs: float, efficiency: float, *, overhead: float, tdd_share: float = 1.0, numerology: int = 1, layers: int = 1
+    prbs: int, efficiency: float, *, overhead: float, tdd_share: float = 1.0, numerology: int = 1, layers: int = 1
 ) -> float:
     """NR data rate of a carrier of `prbs` resource blocks at a spectral efficiency in bit/s/Hz (TS 38.306 4.1.2)."""
     elements_per_s = _PRB_SUBCARRIERS * _SLOT_SYMBOLS * _SLOTS_PER_S * 2**numerology
