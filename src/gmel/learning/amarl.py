@@ -20,12 +20,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from gmel.learning.afterstate import AfterstateCritic, lambda_returns
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
 from gmel.learning.clipped import entropy, generalised_advantage, pack, row_capacity, standardise
 from gmel.learning.networks import Actor, AttentionCritic, Values
 from gmel.learning.rollout import Credit, Trajectory, collect, log_prob
+from gmel.simulator.environment import Afterstate
 from gmel.simulator.state import Observation
 
 __all__ = ["Amarl", "AmarlState", "Critic"]
@@ -40,13 +42,14 @@ class AmarlState(NamedTuple):
 
     actor: Actor
     critic: Critic
+    afterstate: AfterstateCritic
     optimiser: optax.OptState
     workers: Workers
     key: PRNGKeyArray
     updates: Int[Array, ""]
 
 
-_Networks = tuple[Actor, Critic]
+_Networks = tuple[Actor, Critic, AfterstateCritic]
 
 
 class _Batch(NamedTuple):
@@ -55,6 +58,9 @@ class _Batch(NamedTuple):
     trajectory: Trajectory
     advantage: Float[Array, "slots requests"]
     team_target: Float[Array, "slots"]
+    later_target: Float[Array, "slots"]
+    later_known: Bool[Array, "slots"]
+    """Whether `later_target` holds a reward (the last slot of a rollout has none yet)."""
 
 
 class Amarl(Algorithm[AmarlState]):
@@ -78,6 +84,8 @@ class Amarl(Algorithm[AmarlState]):
     gradient_norm: float = eqx.field(static=True, default=0.5)
     credit: Credit = eqx.field(static=True, default="difference")
     """What a request is credited with: its own reward, or its difference reward (see `rollout.collect`)."""
+    horizon: float = eqx.field(static=True, default=0.0)
+    """Discount per slot of what a decision does to later requests (`afterstate.py`); 0: they are left out."""
     cooperation: float | None = eqx.field(static=True, default=0.0)
     """Share of the team in the advantage; None: the scenario's `reward.cooperation`."""
     width: int = eqx.field(static=True, default=32)
@@ -90,11 +98,13 @@ class Amarl(Algorithm[AmarlState]):
     def init(self, task: Task, key: PRNGKeyArray) -> AmarlState:
         """Networks, optimiser, environments."""
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
+        # A key of its own, so that the rest starts as it does without it.
+        afterstate = AfterstateCritic(task.scale, jax.random.fold_in(critic_key, 1), self.critic_width)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)
         critic = self.critic(task, critic_key)
-        optimiser = self._optimiser().init(eqx.filter((actor, critic), eqx.is_array))
+        optimiser = self._optimiser().init(eqx.filter((actor, critic, afterstate), eqx.is_array))
         workers = start_workers(task, worker_key, self.environments)
-        return AmarlState(actor, critic, optimiser, workers, key, jnp.zeros((), jnp.int32))
+        return AmarlState(actor, critic, afterstate, optimiser, workers, key, jnp.zeros((), jnp.int32))
 
     def critic(self, task: Task, key: PRNGKeyArray) -> Critic:
         """The critic before training; rivals replace this part alone (see `mappo.py`)."""
@@ -111,8 +121,19 @@ class Amarl(Algorithm[AmarlState]):
     def update(self, task: Task, state: AmarlState) -> tuple[AmarlState, Metrics]:
         """One rollout, then a few epochs of minibatches on it."""
         rollout_key, learn_key, key = jax.random.split(state.key, 3)
+        plant = task.environment.plant
+
+        def later(after: Afterstate) -> jax.Array:
+            return self.horizon * task.requests_per_slot * state.afterstate(after, plant)
+
         states, trajectory, last = collect(
-            task, state.actor, state.workers.states, rollout_key, self.slots, self.credit
+            task,
+            state.actor,
+            state.workers.states,
+            rollout_key,
+            self.slots,
+            self.credit,
+            later if self.horizon else None,
         )
         rows = row_capacity(task, self.slots * self.environments)
         values = state.critic(trajectory.fresh, rows)
@@ -125,9 +146,14 @@ class Amarl(Algorithm[AmarlState]):
         mixed = (1 - share) * (trajectory.own - values.own)
         mixed = mixed + share * task.requests_per_slot * team_advantage[..., None]
         advantage = standardise(mixed, present)
-        batch = _Batch(trajectory, advantage, team_advantage + values.team)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
-        actor, critic, optimiser, losses = self._learn(task, state, flat, learn_key)
+        later_target = jnp.zeros_like(reward)
+        if trajectory.after is not None:
+            left = state.afterstate(trajectory.after, plant)
+            later_target = lambda_returns(reward, left, self.horizon, self.trace_decay)
+        known = jnp.broadcast_to((jnp.arange(self.slots) < self.slots - 1)[:, None], reward.shape)
+        batch = _Batch(trajectory, advantage, team_advantage + values.team, later_target, known)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]), batch)
+        (actor, critic, afterstate), optimiser, losses = self._learn(task, state, flat, learn_key)
         workers = refresh(task, state.workers._replace(states=states), max(1, self.environments // self.lifetime))
         count = jnp.maximum(jnp.sum(present), 1)
         unexplained = jnp.var(flat.team_target - values.team.reshape(-1))
@@ -137,28 +163,36 @@ class Amarl(Algorithm[AmarlState]):
             "entropy": jnp.mean(losses[0]),
             "critic_loss": jnp.mean(losses[1]),
             "policy_change": jnp.mean(losses[2]),
+            "later_value": jnp.mean(later_target),
+            "later_loss": jnp.mean(losses[3]),
             "explained_variance": 1 - unexplained / jnp.maximum(jnp.var(flat.team_target), 1e-9),
         }
-        return AmarlState(actor, critic, optimiser, workers, key, state.updates + 1), metrics
+        return AmarlState(actor, critic, afterstate, optimiser, workers, key, state.updates + 1), metrics
 
     def _optimiser(self) -> optax.GradientTransformation:
         steps = self.updates * self.epochs * self.minibatches
         rate = optax.linear_schedule(self.learning_rate, 0.05 * self.learning_rate, steps)
-        return optax.chain(optax.clip_by_global_norm(self.gradient_norm), optax.adam(rate, eps=1e-5))
+
+        def one() -> optax.GradientTransformation:
+            return optax.chain(optax.clip_by_global_norm(self.gradient_norm), optax.adam(rate, eps=1e-5))
+
+        # Each network is clipped by its own norm: a burst of traffic that surprises a critic must not stop the actor.
+        return optax.partition(
+            {"actor": one(), "critic": one(), "afterstate": one()}, ("actor", "critic", "afterstate")
+        )
 
     def _learn(
         self, task: Task, state: AmarlState, batch: _Batch, key: PRNGKeyArray
-    ) -> tuple[Actor, Critic, optax.OptState, tuple[jax.Array, ...]]:
+    ) -> tuple[_Networks, optax.OptState, tuple[jax.Array, ...]]:
         """Epochs of shuffled minibatches."""
         total = self.slots * self.environments
         size = total // self.minibatches
         optimiser = self._optimiser()
-        networks, structure = eqx.partition((state.actor, state.critic), eqx.is_array)
+        networks, structure = eqx.partition((state.actor, state.critic, state.afterstate), eqx.is_array)
         rows = row_capacity(task, size)
 
         def loss(networks: _Networks, part: _Batch) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-            actor, critic = eqx.combine(networks, structure)
-            return self._loss(actor, critic, part, rows)
+            return self._loss(task, eqx.combine(networks, structure), part, rows)
 
         def minibatch(
             carry: tuple[_Networks, optax.OptState], chosen: Int[Array, "slots"]
@@ -177,12 +211,12 @@ class Amarl(Algorithm[AmarlState]):
 
         keys = jax.random.split(key, self.epochs)
         (networks, optimiser_state), losses = jax.lax.scan(epoch, (networks, state.optimiser), keys)
-        actor, critic = eqx.combine(networks, structure)
-        return actor, critic, optimiser_state, losses
+        return eqx.combine(networks, structure), optimiser_state, losses
 
     def _loss(
-        self, actor: Actor, critic: Critic, part: _Batch, rows: int
+        self, task: Task, networks: _Networks, part: _Batch, rows: int
     ) -> tuple[Float[Array, ""], tuple[jax.Array, ...]]:
+        actor, critic, afterstate = networks
         trajectory = part.trajectory
         observation, action, old, advantage = (
             trajectory.observation,
@@ -206,5 +240,12 @@ class Amarl(Algorithm[AmarlState]):
         own_error = jnp.where(here, (values.own - trajectory.own) ** 2, 0.0)
         critic_loss = jnp.sum(own_error) / jnp.maximum(jnp.sum(here), 1)
         critic_loss = critic_loss + jnp.mean((values.team - part.team_target) ** 2)
+        later_loss = jnp.zeros(())
+        if trajectory.after is not None:
+            left = afterstate(trajectory.after, task.environment.plant)
+            # Targets are discounted sums of about 1 / (1 - horizon) slots.
+            error = (1 - self.horizon) * jnp.where(part.later_known, left - part.later_target, 0.0)
+            later_loss = jnp.mean(error**2)
         change = jnp.sum(jnp.where(present, old - log, 0.0)) / count
-        return policy_loss - self.entropy * spread + 0.5 * critic_loss, (spread, critic_loss, change)
+        loss = policy_loss - self.entropy * spread + 0.5 * (critic_loss + later_loss)
+        return loss, (spread, critic_loss, change, later_loss)

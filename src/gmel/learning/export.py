@@ -25,7 +25,7 @@ from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as write_arrays
 
 import gmel
-from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Message, Scale
+from gmel.learning.networks import DIRECT, OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Message, Scale
 from gmel.policies.exported import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -232,8 +232,8 @@ def _axes(*values: int) -> NDArray[np.int64]:
 
 
 def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tuple[_Tensor, _Tensor, _Tensor]:
-    """As `networks.encode` and `networks.expected_latency`: inputs of the options `[requests, options, inputs]` and of
-    the task `[requests, inputs]`, and the expected latency `[requests, options, 1]`."""
+    """As `networks.encode` and `networks.direct`: inputs of the options `[requests, options, inputs]` and of the task
+    `[requests, inputs]`, and the direct inputs `[requests, options, direct inputs]`."""
     of_task = graph.columns(task, TASK_FEATURES)
     of_option = graph.columns(options, OPTION_FEATURES)
     log, log1p = (lambda x: graph.node("Log", x)), graph.log1p
@@ -283,9 +283,15 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
     ]
     if len(encoded_options) != OPTION_INPUTS or len(encoded_task) != TASK_INPUTS:
         raise AssertionError("networks.encode has other inputs than the exported graph: bring _encode in line")
-    start_s = maximum(of_option["upload_s"], of_option["backlog_s"])
-    rest_s = of_option["switch_s"] + of_option["service_s"] + of_option["download_s"]
-    return graph.concat(encoded_options), graph.concat(encoded_task), (start_s + rest_s) / scale.time_s
+    upload, backlog, service, switch, download = (
+        minimum(x, 50.0) for x in (upload, backlog, service, switch, download)
+    )
+    finish = maximum(upload, backlog) + switch + service + download
+    capacity = log(of_option["speed"] * of_option["gpus"] * scale.time_s / scale.work)
+    direct = [finish, backlog, upload, switch, service, download, of_option["local"] * finish, capacity]
+    if len(direct) != len(DIRECT):
+        raise AssertionError("networks.direct has other inputs than the exported graph: bring _encode in line")
+    return graph.concat(encoded_options), graph.concat(encoded_task), graph.concat(direct)
 
 
 def _received(graph: _Graph, message: Message, hidden: _Tensor, present: _Tensor, width: int) -> _Tensor:
@@ -304,7 +310,7 @@ def _received(graph: _Graph, message: Message, hidden: _Tensor, present: _Tensor
 
 def _logits(graph: _Graph, actor: Actor, task: _Tensor, options: _Tensor, mask: _Tensor, present: _Tensor) -> None:
     """As `networks.Actor.__call__`; the last node's output is `logits`."""
-    encoded_options, encoded_task, expected = _encode(graph, task, options, actor.scale)
+    encoded_options, encoded_task, direct = _encode(graph, task, options, actor.scale)
     from_task = graph.unsqueeze(graph.linear(actor.task_in, encoded_task), 1)
     hidden = graph.node("Relu", graph.linear(actor.option_in, encoded_options) + from_task)
     allowed = graph.unsqueeze(mask, 2)
@@ -317,9 +323,8 @@ def _logits(graph: _Graph, actor: Actor, task: _Tensor, options: _Tensor, mask: 
     if actor.message is not None:
         mixed = mixed + _received(graph, actor.message, hidden, present, actor.width) @ third
     learned = graph.linear(actor.out, graph.node("Relu", mixed))
-    inverse_temperature = np.asarray(jnp.exp(actor.log_inverse_temperature))
-    prior = graph.node("Mul", graph.node("Min", expected, 50.0), inverse_temperature)
-    scores = graph.node("Squeeze", learned - prior, _axes(2))
+    cost = direct @ np.asarray(actor.direct_weights(), np.float32)[:, None]
+    scores = graph.node("Squeeze", learned - cost, _axes(2))
     # Minus infinity, as in JAX: a softmax gives exactly zero, and no finite number is low enough for every temperature.
     graph.node("Where", mask, scores, -math.inf)
     graph.nodes[-1].output[0] = OUTPUT

@@ -18,6 +18,10 @@ __all__ = ["Actor", "AttentionCritic", "Packing", "Scale", "Values", "attention"
 
 OPTION_INPUTS = 18
 TASK_INPUTS = 7
+DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
+# Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
+# so that the direct weights must move faster than those of the network.
+_TEMPERATURE_PACE, _DIRECT_PACE = 4.0, 2.0
 
 
 class Scale(NamedTuple):
@@ -80,11 +84,19 @@ def encode(
     return options, tasks
 
 
-def expected_latency(observation: Observation, scale: Scale) -> Float[Array, "*batch requests options"]:
-    """Expected latency in units of `scale.time_s`: the prior that the actor starts from."""
-    start_s = jnp.maximum(option(observation, "upload_s"), option(observation, "backlog_s"))
-    rest_s = option(observation, "switch_s") + option(observation, "service_s") + option(observation, "download_s")
-    return (start_s + rest_s) / scale.time_s
+def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch requests options direct_inputs"]:
+    """What the logits depend on directly (`DIRECT`), times in units of `scale.time_s`, the first is the expected
+    latency."""
+
+    def seconds(name: str) -> Float[Array, "*batch requests options"]:
+        return jnp.minimum(option(observation, name) / scale.time_s, 50.0)
+
+    upload, backlog, service = seconds("upload_s"), seconds("backlog_s"), seconds("service_s")
+    switch, download = seconds("switch_s"), seconds("download_s")
+    finish = jnp.maximum(upload, backlog) + switch + service + download
+    capacity = option(observation, "speed") * option(observation, "gpus") * scale.time_s / scale.work
+    local = option(observation, "local")
+    return jnp.stack([finish, backlog, upload, switch, service, download, local * finish, jnp.log(capacity)], axis=-1)
 
 
 class Linear(eqx.Module):
@@ -104,8 +116,10 @@ class Linear(eqx.Module):
 class Actor(eqx.Module):
     """Scores the options of each request.
 
-    h_j = f(option_j, task);  c = mean of h over the allowed options;  score_j = g(h_j, c) - expected latency_j / T,
-    with a learned temperature T. In communicating mode the requests of a slot exchange one round of messages: for
+    h_j = f(option_j, task);  c = mean of h over the allowed options;  score_j = g(h_j, c) - w . x_j / T, with x_j the
+    expected latency, its parts and the capacity (`direct`), learned weights w that start at the expected latency alone,
+    and a learned temperature T. So the tuned softmaxes of the ladder (L2, and L3 up to its threshold) are in its reach
+    without the network. In communicating mode the requests of a slot exchange one round of messages: for
     each option, attention over the other requests' h_j, so that they can stay out of each other's way.
     """
 
@@ -116,7 +130,10 @@ class Actor(eqx.Module):
     task_in: Linear
     mix: Linear
     out: Linear
-    log_inverse_temperature: Float[Array, ""]
+    sharpness: Float[Array, ""]
+    """ln(1 / T), slowed down by its pace."""
+    weights: Float[Array, "direct_inputs"]
+    """What is added to w, slowed down by its pace."""
     message: "Message | None"
 
     def __init__(
@@ -135,7 +152,8 @@ class Actor(eqx.Module):
         self.mix = Linear(inputs, width, keys[2])
         # A small last layer: the untrained actor is the softmax of expected latencies.
         self.out = Linear(width, 1, keys[3], gain=0.01)
-        self.log_inverse_temperature = jnp.asarray(-jnp.log(temperature), jnp.float32)
+        self.sharpness = jnp.asarray(-jnp.log(temperature) / _TEMPERATURE_PACE, jnp.float32)
+        self.weights = jnp.zeros(len(DIRECT))
         self.message = Message(width, keys[4]) if communicating else None
 
     def __call__(self, observation: Observation) -> Float[Array, "*batch requests options"]:
@@ -151,8 +169,13 @@ class Actor(eqx.Module):
             received = self.message(hidden, observation.present)
             mixed = mixed + received @ self.mix.weight[2 * self.width :]
         learned = self.out(jax.nn.relu(mixed))[..., 0]
-        prior = jnp.exp(self.log_inverse_temperature) * jnp.minimum(expected_latency(observation, self.scale), 50.0)
-        return jnp.where(observation.mask, learned - prior, -jnp.inf)
+        cost = direct(observation, self.scale) @ self.direct_weights()
+        return jnp.where(observation.mask, learned - cost, -jnp.inf)
+
+    def direct_weights(self) -> Float[Array, "direct_inputs"]:
+        """w / T."""
+        first = jnp.zeros(len(DIRECT)).at[0].set(1.0)
+        return jnp.exp(_TEMPERATURE_PACE * self.sharpness) * (first + _DIRECT_PACE * self.weights)
 
 
 class Message(eqx.Module):
