@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue"]
+__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue", "same_age_first"]
 
 
 class Queued(NamedTuple):
@@ -114,7 +114,7 @@ def fifo_many_gpus(
         after = now._replace(free_s=jnp.where(taken, end_s, now.free_s))
         if model_axis:
             used = jnp.sum(jnp.where(here[:, None], now.used_s, 0.0), axis=0)
-            newer = held[None, :] & ((used[None, :] > used[:, None]) | _same_age_first(used))
+            newer = held[None, :] & ((used[None, :] > used[:, None]) | same_age_first(used))
             recent_memory = jnp.sum(jnp.where(newer, model_memory[None, :], 0.0), axis=1)
             wanted_memory = jnp.sum(jnp.where(wanted, model_memory, 0.0))
             room = jnp.sum(jnp.where(here, server_memory, 0.0))
@@ -173,7 +173,7 @@ def _not_later(ready_s: Float[Array, "rows"]) -> Bool[Array, "rows rows"]:
     return (ready_s[None, :] < ready_s[:, None]) | tie
 
 
-def _same_age_first(used_s: Float[Array, "models"]) -> Bool[Array, "models models"]:
+def same_age_first(used_s: Float[Array, "models"]) -> Bool[Array, "models models"]:
     """Entry [m, n]: equally old, and n counts as no older than m (a model is among its own)."""
     index = jnp.arange(used_s.shape[0])
     return (used_s[None, :] == used_s[:, None]) & (index[None, :] <= index[:, None])

@@ -74,8 +74,11 @@ def with_load(scenario: Scenario, load: float) -> Scenario:
 
 
 def digest(scenario: Scenario) -> str:
-    """Identity of a scenario: twelve hexadecimal digits of the SHA-256 of its canonical JSON."""
-    text = json.dumps(scenario.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """Identity of a scenario: twelve hexadecimal digits of the SHA-256 of its canonical JSON.
+
+    Fields that have their defaults are left out, so that a new field of the schema changes no identity.
+    """
+    text = json.dumps(scenario.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from gmel.physics import energy
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu, local_queue
 from gmel.physics.random import mix_seed
-from gmel.scenario.schema import Scenario
+from gmel.physics.sharing import SharedServers, Sharing, share
+from gmel.scenario.schema import Failures, Scenario
+from gmel.simulator.failures import next_speed
 from gmel.simulator.links import draw_links, reachable, transfer_s
 from gmel.simulator.plant import Plant, build_plant
 from gmel.simulator.state import (
@@ -21,12 +23,13 @@ from gmel.simulator.state import (
     Outcome,
     Requests,
     Reward,
+    SharedTask,
     State,
     Uploads,
 )
 from gmel.simulator.traffic import TraceArrays, next_requests
 
-__all__ = ["Environment", "Projection", "seeds"]
+__all__ = ["Afterstate", "Counterfactual", "Environment", "Projection", "seeds"]
 
 
 class Projection(NamedTuple):
@@ -40,12 +43,37 @@ class Projection(NamedTuple):
     delay_cost: Float[Array, ""]
 
 
+class Afterstate(NamedTuple):
+    """What the servers are left with at the end of a slot, before the next requests are known."""
+
+    wait_s: Float[Array, "*rows servers"]
+    """Mean over the GPUs of the time until each is free."""
+    first_s: Float[Array, "*rows servers"]
+    """Time until the first GPU is free."""
+    coming_s: Float[Array, "*rows servers"]
+    """Service time of the uploads in flight, over the number of GPUs."""
+    resident: Bool[Array, "*rows servers models"]
+
+
+class Counterfactual(NamedTuple):
+    """What each request of a slot changes."""
+
+    difference: Float[Array, "requests"]
+    """Difference reward: minus what all tasks together would cost less without the request (0 where absent)."""
+    after: Afterstate
+    """With all requests."""
+    without: Afterstate
+    """Without each request in turn, leading axis requests."""
+
+
 class _Decided(NamedTuple):
     """The tasks of a slot on their way: rows are uploads in flight first, then the requests."""
 
     uploads: Uploads
     local: Bool[Array, "rows"]
     served: Served
+    final: Bool[Array, "rows"]
+    """Whether nothing that is decided later can change what becomes of the task."""
     servers: Servers
     account: Account
     latency_s: Float[Array, "rows"]
@@ -106,14 +134,16 @@ class Environment(eqx.Module):
             requests=next_requests(self.plant, self.trace, seed, slot, trace_slot, links),
             device_backlog_s=jnp.zeros(sizes.devices, free_s.dtype),
             servers=servers,
-            uploads=_no_uploads(sizes.uploads, free_s.dtype),
+            uploads=_no_uploads(sizes.uploads, free_s.dtype, sizes.shared),
             broadcasts=Broadcasts(
                 wait_s=jnp.zeros(ages, free_s.dtype),
                 uploads=jnp.zeros(ages, free_s.dtype),
                 resident=jnp.broadcast_to(servers.resident, (sizes.age + 2, *servers.resident.shape)),
+                up=jnp.ones(ages, bool) if sizes.failures is not None else None,
             ),
             own_unseen_s=jnp.zeros((sizes.age, sizes.devices, sizes.servers), free_s.dtype),
             lost=jnp.zeros((), jnp.int32),
+            speed=jnp.ones(sizes.servers, free_s.dtype) if sizes.failures is not None else None,
         )
 
     def observe(self, state: State, fresh: bool = False) -> Observation:
@@ -126,7 +156,8 @@ class Environment(eqx.Module):
         age = 0 if fresh else sizes.age
         wait_s = state.broadcasts.wait_s[age]
         if fresh:
-            coming = state.uploads.present[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
+            on_the_way = _uploading(state.uploads)
+            coming = on_the_way[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
             work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
             wait_s = wait_s + work_s / plant.server_gpus
         snr = state.links.uplink_snr[requests.device]
@@ -191,6 +222,8 @@ class Environment(eqx.Module):
             axis=-1,
         )
         usable = reachable(sizes.radio, snr)
+        if state.broadcasts.up is not None:
+            usable = usable & state.broadcasts.up[age]
         fits = plant.catalogue.local[requests.model] > 0
         # A row must have an option: without any reachable server the device itself, whatever it takes.
         fits = fits | ~jnp.any(usable, axis=1) | ~requests.present
@@ -215,15 +248,24 @@ class Environment(eqx.Module):
 
     def difference(self, state: State, action: Int[Array, "requests"]) -> Float[Array, "requests"]:
         """Difference reward of each request: minus what all tasks together would cost less without it."""
+        return self.counterfactual(state, action).difference
+
+    def counterfactual(self, state: State, action: Int[Array, "requests"]) -> Counterfactual:
+        """What the slot does with a joint action, and what it would do without each request in turn."""
         rows = jnp.arange(self.requests)
 
-        def total(present: Bool[Array, "requests"]) -> Float[Array, ""]:
-            projection = self.project(state._replace(requests=state.requests._replace(present=present)), action)
-            return jnp.sum(projection.cost) + projection.delay_cost
+        def total(present: Bool[Array, "requests"]) -> tuple[Float[Array, ""], Afterstate]:
+            known = state._replace(requests=state.requests._replace(present=present))
+            decided = self._decide(known, action)
+            first = self.plant.switches.uploads
+            cost = jnp.sum(jnp.where(present, decided.cost[first:], 0.0))
+            delay = jnp.sum(jnp.where(state.uploads.present, decided.cost[:first] - state.uploads.cost, 0.0))
+            return cost + delay, self._afterstate(decided)
 
         present = state.requests.present
-        without = jax.vmap(lambda row: total(present & (rows != row)))(rows)
-        return jnp.where(present, without - total(present), 0.0)
+        with_all, after = total(present)
+        without, after_without = jax.vmap(lambda row: total(present & (rows != row)))(rows)
+        return Counterfactual(jnp.where(present, without - with_all, 0.0), after, after_without)
 
     def step(
         self, state: State, action: Int[Array, "requests"], requests: Requests | None = None
@@ -238,7 +280,7 @@ class Environment(eqx.Module):
         plant = self.plant
         decided = self._decide(state, action)
         uploads = decided.uploads
-        final = uploads.present & (decided.local | (uploads.ready_s < plant.slot_s))
+        final = decided.final
         reward = self._reward(state, decided)
         outcome = self._outcome(state, decided, final)
         in_flight, lost = _keep(uploads, uploads.present & ~final, plant.switches.uploads, plant.slot_s)
@@ -250,6 +292,10 @@ class Environment(eqx.Module):
         )
         backlog_s = jnp.maximum(self._device_backlog(state, decided) - plant.slot_s, 0.0)
         slot, trace_slot = state.slot + 1, state.trace_slot + 1
+        speed = None
+        if state.speed is not None:
+            speed = next_speed(plant, state.seed, slot, state.speed)
+            in_flight = _interrupt(in_flight, speed, plant.switches.failures)
         if requests is None:
             requests = next_requests(plant, self.trace, state.seed, slot, trace_slot, state.links)
         after = State(
@@ -261,9 +307,10 @@ class Environment(eqx.Module):
             device_backlog_s=backlog_s,
             servers=servers,
             uploads=in_flight,
-            broadcasts=_announce(state.broadcasts, servers, in_flight),
+            broadcasts=_announce(state.broadcasts, servers, in_flight, speed),
             own_unseen_s=self._remember(state, decided),
             lost=state.lost + lost,
+            speed=speed,
         )
         return after, reward, outcome
 
@@ -282,7 +329,7 @@ class Environment(eqx.Module):
 
         users = jnp.ones(())
         if sizes.radio.sharing == "equal":
-            in_flight = state.uploads.present[:, None] & (
+            in_flight = _uploading(state.uploads)[:, None] & (
                 state.uploads.server[:, None] == jnp.arange(sizes.servers)[None, :]
             )
             users = of_server(jnp.sum(chosen, axis=0)[None, :] + jnp.sum(in_flight, axis=0)[None, :] + 0.0 * snr)
@@ -311,28 +358,17 @@ class Environment(eqx.Module):
             deadline_s=requests.deadline_s,
             latency_s=zero,
             cost=zero,
+            shared=None,
         )
+        if state.uploads.shared is not None:
+            rows = rows._replace(shared=SharedTask(rows.service_s, jnp.zeros_like(local), zero, zero))
         merged = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), state.uploads, rows)
         none_in_flight = jnp.zeros(sizes.uploads, bool)
         is_local = jnp.concatenate([none_in_flight, local])
         latest_start_s = (
             merged.generated_s + merged.deadline_s if sizes.drop else jnp.full_like(merged.ready_s, jnp.inf)
         )
-        queued = Queued(
-            present=merged.present & ~is_local,
-            server=merged.server,
-            ready_s=merged.ready_s,
-            service_s=merged.service_s,
-            model=merged.model,
-            load_s=merged.load_s,
-            latest_start_s=latest_start_s,
-        )
-        if sizes.gpus == 1 and not sizes.switching and not sizes.drop:
-            served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
-            servers = state.servers._replace(free_s=free_s[:, None])
-        else:
-            memory_gb = plant.catalogue.memory_gb[: sizes.models]
-            served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb)
+        served, servers, merged = self._serve(state, merged, merged.present & ~is_local, latest_start_s)
         own = local_queue(
             local,
             requests.device,
@@ -349,15 +385,83 @@ class Environment(eqx.Module):
         )
         account, latency_s = self._account(merged, is_local, served)
         cost = self._cost(merged, served, account, latency_s)
+        # First in, first out, a task that has reached its queue is out of the reach of later ones; where servers share
+        # their time it is not until it ends.
+        settled_s = merged.ready_s if merged.shared is None else served.end_s
         return _Decided(
             uploads=merged._replace(latency_s=latency_s, cost=cost),
             local=is_local,
             served=served,
+            final=merged.present & (is_local | (settled_s < plant.slot_s)),
             servers=servers,
             account=account,
             latency_s=latency_s,
             cost=cost,
             local_end_s=jnp.where(local & ~own.dropped, own.end_s, 0.0),
+        )
+
+    def _serve(
+        self, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+    ) -> tuple[Served, Servers, Uploads]:
+        """Passes the offloaded tasks through the servers, by the discipline of the plant."""
+        plant, sizes = self.plant, self.plant.switches
+        memory_gb = plant.catalogue.memory_gb[: sizes.models]
+        if tasks.shared is None:
+            queued = Queued(
+                present=offloaded,
+                server=tasks.server,
+                ready_s=tasks.ready_s,
+                service_s=tasks.service_s,
+                model=tasks.model,
+                load_s=tasks.load_s,
+                latest_start_s=latest_start_s,
+            )
+            if sizes.gpus == 1 and not sizes.switching and not sizes.drop:
+                served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
+                return served, state.servers._replace(free_s=free_s[:, None]), tasks
+            served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb)
+            return served, servers, tasks
+        sharing = Sharing(
+            present=offloaded,
+            server=tasks.server,
+            ready_s=tasks.ready_s,
+            left_s=tasks.shared.left_s,
+            serving=tasks.shared.serving,
+            start_s=tasks.shared.start_s,
+            switch_s=tasks.shared.switch_s,
+            model=tasks.model,
+            load_s=tasks.load_s,
+            latest_start_s=latest_start_s,
+        )
+        at_work = SharedServers(
+            gpus=plant.server_gpus,
+            limit=plant.server_limit,
+            beta=plant.server_beta,
+            speed=jnp.ones_like(plant.server_speed) if state.speed is None else state.speed,
+            resident=state.servers.resident,
+            used_s=state.servers.used_s,
+        )
+        done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb)
+        # What the servers announce: seconds until the work that has arrived is done, at their best rate.
+        arrived = offloaded & (tasks.ready_s < plant.slot_s) & ~(done.end_s < plant.slot_s)
+        at_server = arrived[:, None] & (tasks.server[:, None] == jnp.arange(sizes.servers)[None, :])
+        left_s = jnp.sum(jnp.where(at_server, done.left_s[:, None], 0.0), axis=0) / plant.server_best_rate
+        servers = Servers((plant.slot_s + left_s)[:, None], done.resident, done.used_s)
+        shared = SharedTask(done.left_s, done.serving, done.start_s, done.switch_s)
+        return Served(done.start_s, done.switch_s, done.end_s, done.dropped), servers, tasks._replace(shared=shared)
+
+    def _afterstate(self, decided: _Decided) -> Afterstate:
+        """What the servers are left with when the slot ends."""
+        plant, uploads = self.plant, decided.uploads
+        left_s = jnp.maximum(decided.servers.free_s - plant.slot_s, 0.0)
+        there = jnp.isfinite(left_s)
+        coming = uploads.present & ~decided.local & (uploads.ready_s >= plant.slot_s)
+        at_server = coming[:, None] & (uploads.server[:, None] == jnp.arange(plant.switches.servers)[None, :])
+        return Afterstate(
+            wait_s=jnp.sum(jnp.where(there, left_s, 0.0), axis=1) / jnp.sum(there, axis=1),
+            first_s=jnp.min(left_s, axis=1),
+            coming_s=jnp.sum(jnp.where(at_server, uploads.service_s[:, None], 0.0), axis=0) / plant.server_gpus,
+            resident=decided.servers.resident,
         )
 
     def _account(
@@ -374,7 +478,12 @@ class Environment(eqx.Module):
         upload_s = jnp.where(served.dropped, jnp.minimum(upload_s, left_s), upload_s)
         queue_s = jnp.where(served.dropped, left_s - upload_s, served.start_s - rows.ready_s)
         switch_s = jnp.where(served.dropped, 0.0, served.switch_s)
-        service_s = jnp.where(served.dropped, 0.0, rows.service_s)
+        run_s = jnp.where(served.dropped, 0.0, rows.service_s)
+        service_s = run_s
+        if rows.shared is not None:
+            # With others in service it takes longer than it has a GPU to itself.
+            took_s = jnp.where(served.dropped, 0.0, served.end_s - served.start_s - switch_s)
+            service_s = jnp.where(local, service_s, jnp.maximum(took_s, 0.0))
         download_s = jnp.where(served.dropped, 0.0, rows.download_s)
         latency_s = wait_s + upload_s + queue_s + switch_s + service_s + download_s
         sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), upload_s)
@@ -385,10 +494,10 @@ class Environment(eqx.Module):
             switch_power_w=plant.server_switch_power_w[rows.server],
             upload_s=sending_s,
             latency_s=jnp.maximum(latency_s - wait_s, sending_s),
-            run_s=service_s,
+            run_s=run_s,
             switch_s=switch_s,
         )
-        energy_j = jnp.where(local, energy.power_energy_j(plant.device_power_w, service_s), at_server)
+        energy_j = jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server)
         return Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, energy_j), latency_s
 
     def _cost(
@@ -471,7 +580,7 @@ class Environment(eqx.Module):
         return jnp.zeros((self.plant.switches.servers, models), bool).at[:, order].set(fits)
 
 
-def _no_uploads(count: int, dtype: jnp.dtype) -> Uploads:
+def _no_uploads(count: int, dtype: jnp.dtype, shared: bool) -> Uploads:
     number, index = jnp.zeros(count, dtype), jnp.zeros(count, jnp.int32)
     return Uploads(
         present=jnp.zeros(count, bool),
@@ -490,7 +599,13 @@ def _no_uploads(count: int, dtype: jnp.dtype) -> Uploads:
         deadline_s=number,
         latency_s=number,
         cost=number,
+        shared=SharedTask(number, jnp.zeros(count, bool), number, number) if shared else None,
     )
+
+
+def _uploading(tasks: Uploads) -> Bool[Array, "uploads"]:
+    """The tasks that use their link at the slot start; where servers share their time the table holds others too."""
+    return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
 
 
 def _keep(
@@ -508,17 +623,35 @@ def _keep(
         upload_start_s=kept.upload_start_s - slot_s,
         ready_s=kept.ready_s - slot_s,
     )
+    if kept.shared is not None:
+        kept = kept._replace(shared=kept.shared._replace(start_s=kept.shared.start_s - slot_s))
     lost = jnp.maximum(jnp.sum(stay) - capacity, 0)
     return kept, lost.astype(jnp.int32)
 
 
-def _announce(old: Broadcasts, servers: Servers, uploads: Uploads) -> Broadcasts:
+def _interrupt(tasks: Uploads, speed: Float[Array, "servers"], failures: Failures | None) -> Uploads:
+    """Tasks in service on a server that is down: with `restart` they go back to the queue, all their work ahead."""
+    if failures is None or failures.on_failure == "resume" or tasks.shared is None:
+        return tasks
+    stopped = tasks.shared.serving & (speed[tasks.server] == 0)
+    return tasks._replace(
+        shared=SharedTask(
+            left_s=jnp.where(stopped, tasks.service_s, tasks.shared.left_s),
+            serving=tasks.shared.serving & ~stopped,
+            start_s=tasks.shared.start_s,
+            switch_s=jnp.where(stopped, 0.0, tasks.shared.switch_s),
+        )
+    )
+
+
+def _announce(old: Broadcasts, servers: Servers, uploads: Uploads, speed: Float[Array, "servers"] | None) -> Broadcasts:
     """What the servers say at the new slot start, in front of what they said before."""
-    at_server = uploads.present[:, None] & (uploads.server[:, None] == jnp.arange(servers.free_s.shape[0])[None, :])
+    at_server = _uploading(uploads)[:, None] & (uploads.server[:, None] == jnp.arange(servers.free_s.shape[0])[None, :])
     fresh = Broadcasts(
         wait_s=jnp.min(servers.free_s, axis=1),
         uploads=jnp.sum(at_server, axis=0).astype(old.uploads.dtype),
         resident=servers.resident,
+        up=None if speed is None else speed > 0,
     )
     return jax.tree.map(lambda new, before: jnp.concatenate([new[None], before[:-1]]), fresh, old)
 

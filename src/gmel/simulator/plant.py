@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from scipy import stats
 
 from gmel.scenario.errors import InputError
-from gmel.scenario.schema import Choice, Radio, Reward, Scenario
+from gmel.scenario.schema import Choice, Failures, Radio, Reward, Scenario
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
 
@@ -31,6 +31,9 @@ class Switches:
     uploads: int
     age: int
     catalogue: bool
+    shared: bool
+    """Whether tasks are followed until they end (`physics/sharing.py`): servers share their time, or fail."""
+    failures: Failures | None
     switching: bool
     drop: bool
     noise: bool
@@ -70,6 +73,12 @@ class Plant(eqx.Module):
     slot_s: Float[Array, ""]
     server_speed: Float[Array, "servers"]
     server_gpus: Float[Array, "servers"]
+    server_limit: Float[Array, "servers"]
+    """Most tasks in service at once (infinite: no limit); with FIFO the GPUs."""
+    server_beta: Float[Array, "servers"]
+    """Share of a denoising round that grows with the batch (see `physics/sharing.py`)."""
+    server_best_rate: Float[Array, "servers"]
+    """Seconds of service per second with as many tasks in service as may be."""
     server_memory_gb: Float[Array, "servers"]
     server_power_w: Float[Array, "servers"]
     server_switch_power_w: Float[Array, "servers"]
@@ -120,15 +129,19 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     uploads = (
         scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows, radio.sharing == "equal")
     )
+    shared = scenario.service.discipline != "fifo" or scenario.failures.any
     switches = Switches(
         devices=scenario.devices.count,
         servers=len(scenario.servers),
-        gpus=max(server.gpus for server in scenario.servers),
+        # Where servers share their time, one column holds the work of all GPUs.
+        gpus=1 if shared else max(server.gpus for server in scenario.servers),
         models=len(scenario.models) if scenario.switching else 0,
         requests=rows,
         uploads=uploads,
         age=scenario.slot.broadcast_age_slots,
         catalogue=tasks.kind == "catalogue",
+        shared=shared,
+        failures=scenario.failures if scenario.failures.any else None,
         switching=scenario.switching,
         drop=tasks.deadline == "drop",
         noise=tasks.noise_sigma > 0,
@@ -137,6 +150,12 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         radio=radio,
         reward=scenario.reward,
     )
+    gpus = np.array([server.gpus for server in scenario.servers], float)
+    limit, beta = gpus, np.zeros_like(gpus)
+    if scenario.service.discipline != "fifo":
+        limit = np.array([server.concurrency or np.inf for server in scenario.servers], float)
+        sharing = scenario.service.discipline == "sharing"
+        beta = np.array([1.0 if sharing else server.round_share for server in scenario.servers])
     rate = scenario.arrival_rate_per_s
     counts = np.arange(rows)
     arrivals_cdf = stats.poisson.cdf(counts, (rate or 0.0) * slot_s)
@@ -150,7 +169,10 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         switches=switches,
         slot_s=array(slot_s),
         server_speed=array([server.speed for server in scenario.servers]),
-        server_gpus=array([server.gpus for server in scenario.servers]),
+        server_gpus=array(gpus),
+        server_limit=array(limit),
+        server_beta=array(beta),
+        server_best_rate=array([scenario.best_rate(server) for server in scenario.servers]),
         server_memory_gb=array([server.memory_gb for server in scenario.servers]),
         server_power_w=array([server.power_w for server in scenario.servers]),
         server_switch_power_w=array([server.switch_power_w for server in scenario.servers]),

@@ -16,6 +16,7 @@ __all__ = [
     "Outcome",
     "Requests",
     "Reward",
+    "SharedTask",
     "State",
     "Uploads",
     "option",
@@ -99,8 +100,20 @@ class Links(NamedTuple):
     downlink_snr: Float[Array, "devices servers"]
 
 
+class SharedTask(NamedTuple):
+    """What else is known of a task where servers share their time (see `physics/sharing.py`)."""
+
+    left_s: Float[Array, "uploads"]
+    serving: Bool[Array, "uploads"]
+    start_s: Float[Array, "uploads"]
+    switch_s: Float[Array, "uploads"]
+
+
 class Uploads(NamedTuple):
-    """Tasks on their way to a server. Times are relative to the start of the current slot."""
+    """Tasks on their way to a server; where servers share their time, until they end.
+
+    Times are relative to the start of the current slot.
+    """
 
     present: Bool[Array, "uploads"]
     device: Int[Array, "uploads"]
@@ -119,6 +132,8 @@ class Uploads(NamedTuple):
     latency_s: Float[Array, "uploads"]
     cost: Float[Array, "uploads"]
     """What the task was last projected to take and to cost (see Reward)."""
+    shared: SharedTask | None
+    """Only where servers share their time."""
 
 
 class Broadcasts(NamedTuple):
@@ -127,6 +142,8 @@ class Broadcasts(NamedTuple):
     wait_s: Float[Array, "ages servers"]
     uploads: Float[Array, "ages servers"]
     resident: Bool[Array, "ages servers models"]
+    up: Bool[Array, "ages servers"] | None = None
+    """Whether the server was up; only with failures."""
 
 
 class State(NamedTuple):
@@ -145,6 +162,8 @@ class State(NamedTuple):
     """Service time that each device sent to each server in the last slots, newest first."""
     lost: Int[Array, ""]
     """Uploads that did not fit the table of uploads in flight since the reset; must stay 0."""
+    speed: Float[Array, "servers"] | None = None
+    """Relative speed of each server in this slot (0: down); only with failures or stragglers."""
 
 
 class Reward(NamedTuple):
