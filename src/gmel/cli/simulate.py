@@ -26,13 +26,19 @@ def simulate(
     load: Annotated[float | None, typer.Option(help="Offered load, in place of the scenario's.")] = None,
     trace: Annotated[str | None, typer.Option(help="Replay this CSV/Parquet trace, or a shipped one by name.")] = None,
     records: Annotated[Path | None, typer.Option(help="One row per task into this .parquet or .csv file.")] = None,
+    render: Annotated[
+        Path | None, typer.Option(help="Picture of the first episode: .html to explore, .gif, or .png (Gantt alone).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Run one policy on a plant: figures with intervals, records per task."""
+    """Run one policy on a plant: figures with intervals, records per task, pictures."""
     # Imported here: JAX takes a second that `gmel --help` need not wait for.
     from gmel.evaluation import simulate as simulation  # noqa: PLC0415
+    from gmel.evaluation.render import write as pictures  # noqa: PLC0415
     from gmel.scenario.load import load_scenario  # noqa: PLC0415
 
+    if render is not None:
+        pictures.check_render_path(render)
     plant = load_scenario(scenario, load)
     if records is not None:
         simulation.check_records_path(records)
@@ -42,4 +48,7 @@ def simulate(
             reporter.note(note)
         if records is not None:
             reporter.note(f"{simulation.write_records(result, records):,} records in {records}")
+        if render is not None:
+            pictures.render(result, render, reporter)
+            reporter.note(f"picture in {render}")
     typer.echo(json.dumps(simulation.as_json(result)) if as_json else "\n".join(simulation.summary(result)))
