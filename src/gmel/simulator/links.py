@@ -53,6 +53,8 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
 
 def draw_positions_m(plant: Plant, seed: UInt32[Array, "2"]) -> Float[Array, "devices 2"]:
     """Where the devices stand in an episode, in metres from the corner of the hall (`State.seed` is the seed)."""
+    if plant.device_position_m is not None:
+        return plant.device_position_m
     hall_m = plant.switches.radio.hall_m
     spot = hash_bits(seed, jnp.zeros((), jnp.int32), RNG_POSITIONS, jnp.arange(plant.switches.devices))
     return jnp.stack([uniform(spot.x) * hall_m[0], uniform(spot.y) * hall_m[1]], axis=-1)

@@ -13,14 +13,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colors import ListedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from gmel.evaluation.figures import BLACK, BLUE, ORANGE, SETTINGS, VERMILLION
+from gmel.evaluation.figures import BLACK, BLUE, ORANGE, SETTINGS, VERMILLION, YELLOW
 from gmel.evaluation.render.gantt import draw_gantt, legend_of_tasks
 from gmel.evaluation.render.scene import Scene, Task
 from gmel.evaluation.render.state import backlog_s, deepest_s, instant, rate_limits_bps
@@ -31,6 +31,7 @@ MAX_FRAMES = 96
 """Most frames of a GIF; each is 800 x 640 pixels with 64 colours."""
 FRAMES_PER_S = 8
 _COLOURS = 64
+MARKS = (BLUE, ORANGE, VERMILLION, YELLOW)
 _BAR_M = 0.16  # height of a full bar, as a share of the hall's width
 
 
@@ -119,7 +120,11 @@ def hall_frame_png(scene: Scene, time_s: float) -> bytes:
 def _palette(drawing: _Frames, scene: Scene) -> Image.Image:
     """A palette from several frames side by side, so that what comes later has its colours too."""
     times = np.linspace(scene.start_s, scene.end_s, 6, endpoint=False)
-    strip = np.concatenate([drawing.draw(float(t)) for t in times])
+    frames = [drawing.draw(float(t)) for t in times]
+    # Stripes of the colours that mean something: small marks of them would be too few to get a place of their own.
+    stripe = np.array(frames[0][:60])
+    marks = [np.broadcast_to(np.uint8(np.array(to_rgb(name)) * 255), stripe.shape) for name in MARKS]
+    strip = np.concatenate([*frames, *marks])
     return Image.fromarray(strip).quantize(_COLOURS, dither=Image.Dither.NONE)
 
 

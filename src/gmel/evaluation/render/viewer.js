@@ -137,8 +137,8 @@ function drawChart() {
   const pattern = element("pattern", { id: "loads", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
   pattern.append(element("rect", { width: 6, height: 6, fill: "var(--load)" }), element("rect", { width: 2, height: 6, fill: "#444" }));
   const defs = element("defs", {}); defs.append(pattern); chart.append(defs);
-  // Steps of 1, 2 or 5 times a power of ten, about one in 110 pixels.
-  const rough = span * 110 / width, power = 10 ** Math.floor(Math.log10(rough));
+  // Steps of 1, 2 or 5 times a power of ten, at least 70 pixels apart.
+  const rough = span * 70 / (width - LEFT), power = 10 ** Math.floor(Math.log10(rough));
   const every = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
   for (let number = Math.ceil(scene.start / every - 1e-9); number * every <= scene.end + 1e-9; number += 1) {
     const time = number * every;
