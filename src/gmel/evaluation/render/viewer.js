@@ -146,7 +146,7 @@ function drawChart() {
       element("text", { class: "axis", x: x(time), y: height - 8, "text-anchor": "middle" },
         time.toFixed(Math.max(0, -Math.floor(Math.log10(every) + 1e-9)))));
   }
-  chart.append(element("text", { class: "axis", x: LEFT - 8, y: height - 8, "text-anchor": "end" }, "time, s"));
+  chart.append(element("text", { class: "axis", x: LEFT - 26, y: height - 8, "text-anchor": "end" }, "time, s"));
   let top = 6;
   servers.forEach((server, number) => {
     const name = server.name.length > 13 ? server.name.slice(0, 12) + "\u2026" : server.name;
