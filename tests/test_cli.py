@@ -76,7 +76,7 @@ def test_help_is_a_page_and_quick() -> None:
         text=True,
         check=True,
     )
-    for verb in ("run", "export", "report", "scenario", "benchmark"):
+    for verb in ("run", "simulate", "export", "report", "scenario", "benchmark"):
         assert verb in done.stdout
     # The verbs import JAX when they run, not when the page is shown.
     assert not any(line.rstrip().endswith("| jax") for line in done.stderr.splitlines())

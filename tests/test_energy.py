@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmel.physics import energy
@@ -34,6 +34,7 @@ def test_offload_energy_by_hand():
     np.testing.assert_allclose(result, [0.4 + 0.8 + 15.0 + 10.5, 0.4 + 20.0], rtol=1e-6)
 
 
+@settings(deadline=None)
 @given(upload=SECONDS, wait=SECONDS, run=SECONDS, switch=SECONDS)
 def test_every_second_counts_once(upload, wait, run, switch):
     """With equal powers: every second of latency on the device, and of run and switch on the server, costs once."""

@@ -28,6 +28,7 @@ from gmel.evaluation.table import (
     markdown_table,
     print_table,
     rows,
+    table_notes,
     worst_to_best,
 )
 from gmel.scenario.errors import InputError
@@ -291,7 +292,7 @@ def test_table_of_the_page_has_headers_and_numbers(page: Page):
     assert len([a for a in page.having("th") if a.get("class") == "policy" and a.get("scope") == "row"]) == len(
         POLICIES
     )
-    for number in ("1.442 ± 0.015", "unstable", "99.10"):
+    for number in ("1.442 ± 0.015", "unstable: load 0.70", "99.10"):
         assert number in page.text
 
 
@@ -575,13 +576,22 @@ def test_rows_go_from_worst_to_best_and_one_is_best():
     assert best is not None and best["name"] == "softmax7"
 
 
+def test_an_overloaded_plant_says_its_load_in_place_of_a_mean():
+    evaluation = {**synthetic_evaluation(), "load": 1.24}
+    row = next(row for row in rows(evaluation) if row.name == "local")
+    assert row.cells[COLUMNS.index("mean latency s")] == "overloaded: load 1.24"
+    assert any(note.startswith("Overloaded: ") for note in table_notes(evaluation))
+    the(evaluation, "amarl")["unstable"] = True
+    assert "AMARL is overloaded" in headline(evaluation)
+
+
 def test_unstable_rows_show_no_latency():
     row = next(row for row in rows(synthetic_evaluation()) if row.name == "local")
     assert dict(zip(COLUMNS, row.cells, strict=True)) == {
         "ladder": "",
         "policy": "Local only",
         "information": "none",
-        "mean latency s": "unstable",
+        "mean latency s": "unstable: load 0.70",
         "P95 s": "-",
         "P99 s": "-",
         "completion %": "0.90",

@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from gmel.scenario.compare import ABSENT, Difference, differences
 from gmel.scenario.errors import InputError
-from gmel.scenario.load import digest, load_scenario, parse_scenario, preset_names, to_toml, with_load
+from gmel.scenario.load import digest, load_scenario, load_warning, parse_scenario, preset_names, to_toml, with_load
 from gmel.scenario.schema import Scenario
 from small_plants import plant_text, small_plant
 
@@ -202,6 +203,7 @@ def scenario_data_with(place: tuple[str | int, ...], value: float) -> str:
     text = plant_text() if uniform else TEXT
     data = data_of(parse_scenario(text, "test"))
     data["servers"][0]["position_m"] = [1.0, 2.0]
+    data["devices"]["positions_m"] = [[1.0, 2.0]] * data["devices"]["count"]
     data["reward"]["latency_scale_s"] = 1.0
     if place[-1] == "rate_per_s":
         data["arrivals"].pop("load")
@@ -329,3 +331,52 @@ def test_capacity_and_mean_work_by_hand() -> None:
     # images x (fixed + steps x step): 1.25 (0.1 + 0.02 x 100/3), 0.03 x 30, 0.025 x 30; popularity 2 : 1 : 3.
     work = (2 * 1.25 * (0.1 + 0.02 * 100 / 3) + 0.9 + 3 * 0.75) / 6
     assert catalogue.mean_work == pytest.approx(work * math.exp(0.125))
+
+
+def test_differences_name_each_field_with_both_values() -> None:
+    a = parse_scenario(TEXT, "a")
+    assert differences(a, a) == []
+    data = data_of(a)
+    data["slot"]["length_s"] = 2.0
+    data["servers"][1]["speed"] = 9.0
+    data["models"][2]["steps"]["values"] = [31.0]
+    b = Scenario.model_validate(data)
+    assert differences(a, b) == [
+        Difference("slot.length_s", 1.0, 2.0),
+        Difference("servers[S1].speed", 3.0, 9.0),
+        Difference("models[medium].steps.values", [30.0], [31.0]),
+    ]
+
+
+def test_differences_match_servers_by_name_not_by_place() -> None:
+    a = parse_scenario(TEXT, "a")
+    data = data_of(a)
+    data["servers"] = [data["servers"][2], data["servers"][0]]
+    found = {each.field: each for each in differences(a, Scenario.model_validate(data))}
+    assert set(found) == {"servers[S1]", "servers.order"}
+    assert found["servers[S1]"].a["speed"] == 3.0
+    assert found["servers[S1]"].b is ABSENT
+    assert (found["servers.order"].a, found["servers.order"].b) == (["S0", "S2"], ["S2", "S0"])
+
+
+def test_an_offered_load_of_one_is_warned_of() -> None:
+    assert load_warning(0.999) is None
+    assert "offered load 1.24" in str(load_warning(1.24))
+
+
+def test_places_of_devices_are_one_each_and_count_for_the_identity() -> None:
+    plain = small_plant()
+    data = data_of(plain)
+    data["devices"]["positions_m"] = [[0.0, 1.0]] * 6
+    placed = Scenario.model_validate(data)
+    assert digest(placed) != digest(plain)
+    assert parse_scenario(to_toml(placed), "again") == placed
+    data["devices"]["positions_m"].pop()
+    with pytest.raises(ValueError, match="5 places for count = 6"):
+        Scenario.model_validate(data)
+
+
+def test_an_optional_field_that_is_unset_leaves_the_identity_of_a_plant_as_it_was() -> None:
+    # The tuned rungs of the package are found by it.
+    assert digest(load_scenario("hall-20x5")) == "74ab3ddbeda5"
+    assert digest(load_scenario("factory")) == "6c93baa56a3c"

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from gmel import __version__
-from gmel.cli import benchmark, export, report, run, scenario
+from gmel.cli import benchmark, export, report, run, scenario, simulate
 from gmel.scenario.errors import InputError
 
 __all__ = ["app", "main"]
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("run")(run.run)
+app.command("simulate")(simulate.simulate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.add_typer(scenario.app, name="scenario")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gmel.policies.policy import CentralPolicy, Policy, decide, initial_memory
+from gmel.scenario.errors import InputError
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, Uploads
@@ -71,12 +72,20 @@ class Measured:
         """Whether the backlog still grows: it has no mean then, only a horizon."""
         return _grows(self.backlog_s)
 
+    def overloaded(self, load: float) -> bool:
+        """Whether a mean would say more about the horizon than about the policy, at this offered load.
+
+        Where the servers are offered more than they can do (load >= 1), growth by a quarter is enough; elsewhere it
+        must be significant (`unstable`), since a queue in balance wanders.
+        """
+        return self.unstable or (load >= 1.0 and _gains(self.backlog_s))
+
 
 def run_episodes(environment: Environment, policy: AnyPolicy, episodes: Episodes, key: jax.Array) -> Measured:
     """Runs a policy on all episodes, in parallel where the policy allows it.
 
     Raises:
-        RuntimeError: the table of uploads in flight was too small for the scenario.
+        InputError: the table of uploads in flight is too small for the scenario.
     """
     slots = episodes.slots + DRAIN_SLOTS
     starts = jnp.asarray(episodes.starts())
@@ -99,9 +108,10 @@ def run_episodes(environment: Environment, policy: AnyPolicy, episodes: Episodes
     else:
         outcome, left, lost = jax.device_get(_run_together(environment, policy, words, starts, keys, slots))
     if np.any(lost):
-        raise RuntimeError(
-            f"{int(lost.sum())} uploads in flight did not fit their table of {environment.plant.switches.uploads} rows;"
-            " raise max_uploads in the scenario"
+        rows = environment.plant.switches.uploads
+        raise InputError(
+            f"max_uploads = {rows}: {int(lost.sum())} uploads in flight did not fit a table of that many rows; "
+            "raise max_uploads in the scenario, or lower arrivals.load"
         )
     return _measured(outcome, left, episodes, float(environment.plant.slot_s))
 
@@ -160,11 +170,23 @@ def _grows(backlog_s: NDArray[np.float64]) -> bool:
     Far: a quarter more, and significant over the episodes (one-sided paired t-test at 0.1 %). A queue in balance
     passes; one that gains work in every slot does not.
     """
-    third = backlog_s.shape[1] // 3
-    middle = backlog_s[:, third : 2 * third].mean(axis=1)
-    last = backlog_s[:, 2 * third :].mean(axis=1)
-    gain = last - middle
-    if backlog_s.shape[0] < 2 or last.mean() < 1.25 * middle.mean() + 1e-9:
+    if backlog_s.shape[0] < 2 or not _gains(backlog_s):
         return False
+    middle, last = _thirds(backlog_s)
+    gain = last - middle
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     return bool(gain.mean() > stats.t.ppf(0.999, len(gain) - 1) * error)
+
+
+def _gains(backlog_s: NDArray[np.float64]) -> bool:
+    """Whether the last third of the slots holds a quarter more backlog than the middle third."""
+    middle, last = _thirds(backlog_s)
+    return bool(last.mean() >= 1.25 * middle.mean() + 1e-9)
+
+
+def _thirds(backlog_s: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean backlog of each episode in the middle and in the last third of its slots."""
+    third = backlog_s.shape[1] // 3
+    # An episode of two slots has no thirds; its halves stand for them.
+    middle = backlog_s[:, third : 2 * third] if third else backlog_s[:, :1]
+    return middle.mean(axis=1), backlog_s[:, 2 * third if third else 1 :].mean(axis=1)

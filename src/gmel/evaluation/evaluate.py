@@ -25,7 +25,7 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment
 from gmel.simulator.records import Records
 
-__all__ = ["Trained", "evaluate", "metrics_of"]
+__all__ = ["PARTS", "Trained", "decomposition_of", "evaluate", "metrics_of"]
 
 PARTS = ("wait_to_slot", "upload", "queue", "switch", "service", "download")
 HERDING_SLOTS = 60
@@ -98,7 +98,7 @@ def evaluate(
         progress(entry.label)
         measured = run_episodes(environment, entry.policy, episodes, key)
         per_policy[entry.name], first[entry.name] = [metrics_of(measured)], measured
-    unstable = {name: measured.unstable for name, measured in first.items()}
+    unstable = {name: measured.overloaded(load) for name, measured in first.items()}
     for learned in trained:
         per_policy[learned.name] = []
         unstable[learned.name] = False
@@ -107,9 +107,9 @@ def evaluate(
             measured = run_episodes(environment, policy, episodes, key)
             per_policy[learned.name].append(metrics_of(measured))
             first.setdefault(learned.name, measured)
-            unstable[learned.name] |= measured.unstable
-    reference = _reference(per_policy, first, "softmax7")
-    optimum = _reference(per_policy, first, "optimum")
+            unstable[learned.name] |= measured.overloaded(load)
+    reference = _reference(per_policy, unstable, "softmax7")
+    optimum = _reference(per_policy, unstable, "optimum")
     results: list[PolicyResult] = []
     rows = [(e.name, e.label, e.rung, e.policy, False) for e in entries]
     rows += [(t.name, t.label, None, t.policies[0], True) for t in trained]
@@ -125,7 +125,7 @@ def evaluate(
                 trained=is_trained,
                 unstable=unstable[name],
                 metrics=_metrics(per_policy[name], reference, optimum),
-                decomposition_s=_decomposition(measured),
+                decomposition_s=decomposition_of(measured, unstable[name]),
                 ccdf=_ccdf(measured),
             )
         )
@@ -147,9 +147,9 @@ def evaluate(
     )
 
 
-def _reference(per_policy: dict[str, list[dict[str, Floats]]], first: dict[str, Measured], name: str) -> Floats | None:
+def _reference(per_policy: dict[str, list[dict[str, Floats]]], unstable: dict[str, bool], name: str) -> Floats | None:
     """Latency per episode of a policy that gap closed refers to; None where it is missing or has no mean."""
-    if name not in per_policy or first[name].unstable:
+    if name not in per_policy or unstable[name]:
         return None
     return per_policy[name][0]["mean_latency_s"]
 
@@ -185,8 +185,9 @@ def _metric(seeds: list[Floats]) -> Metric:
     return metric_of(Interval(interval.mean, interval.low, interval.high), list(table.mean(axis=0)), table.tolist())
 
 
-def _decomposition(measured: Measured) -> Decomposition:
-    if measured.unstable:
+def decomposition_of(measured: Measured, overloaded: bool) -> Decomposition:
+    """Mean latency in its parts; nothing where there is no mean."""
+    if overloaded:
         return Decomposition(**dict.fromkeys(PARTS))  # type: ignore[typeddict-item]
     # Means of episodes, as the mean latency beside it.
     parts = {

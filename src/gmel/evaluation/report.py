@@ -96,7 +96,8 @@ def headline(evaluation: Evaluation) -> str:
     label, seeds = policy["label"], evaluation["training_seeds"]
     over = f"over {seeds} training seeds" if seeds > 1 else f"over {evaluation['episodes']} traffic episodes"
     if policy["unstable"]:
-        return f"{where}, {label} is unstable: its backlog grows without bound, so it has no mean latency. " + _caveat(
+        word = "overloaded" if evaluation["load"] >= 1.0 else "unstable"
+        return f"{where}, {label} is {word}: its backlog grows without bound, so it has no mean latency. " + _caveat(
             evaluation
         )
     latency = interval_of(policy["metrics"]["mean_latency_s"])

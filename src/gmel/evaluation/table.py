@@ -17,6 +17,7 @@ __all__ = [
     "best_decentralised",
     "format_interval",
     "markdown_table",
+    "overload_words",
     "print_table",
     "rich_table",
     "rows",
@@ -71,7 +72,7 @@ def rows(evaluation: Evaluation) -> list[Row]:
     for policy in worst_to_best(evaluation):
         metrics = policy["metrics"]
         latencies = (
-            ("unstable", MISSING, MISSING)
+            (overload_words(evaluation["load"]), MISSING, MISSING)
             if policy["unstable"]
             else (
                 format_interval(interval_of(metrics["mean_latency_s"])),
@@ -117,8 +118,17 @@ def table_notes(evaluation: Evaluation) -> list[str]:
         "Gap closed: 0 % is L3, 100 % is L5. Bold: best without messages.",
     ]
     if any(policy["unstable"] for policy in evaluation["policies"]):
-        notes.append("Unstable: the backlog grows without bound, so the policy has no mean latency at this load.")
+        word = overload_words(evaluation["load"]).partition(":")[0].capitalize()
+        notes.append(f"{word}: the backlog grows without bound, so the policy has no mean latency at this load.")
     return notes
+
+
+def overload_words(load: float) -> str:
+    """What stands in place of a mean latency that depends on the horizon alone.
+
+    At a load of 1 and more the plant itself is overloaded; below it, the policy makes it so.
+    """
+    return f"{'overloaded' if load >= 1.0 else 'unstable'}: load {load:.2f}"
 
 
 def rich_table(evaluation: Evaluation) -> Table:
@@ -135,7 +145,9 @@ def rich_table(evaluation: Evaluation) -> Table:
         )
     styles = {"best": "bold", "trained": "", "baseline": "dim"}
     for row in rows(evaluation):
-        table.add_row(*row.cells, style=styles[row.emphasis])
+        # In two lines, so that 100 columns are enough.
+        cells = [cell.replace(": load ", ":\nload ") for cell in row.cells]
+        table.add_row(*cells, style=styles[row.emphasis])
     return table
 
 

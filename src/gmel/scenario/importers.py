@@ -1,8 +1,10 @@
 """Requests as files hold them: GMEL's own columns, and the files of others that are recognised by their header.
 
-Two files of others are known: the GenTD26 request trace of a production Stable Diffusion service
-(:func:`import_genai`) and the Azure LLM inference traces (:func:`import_azure_llm`). Cells are read as text or
-numbers and checked; nothing in a file is ever executed or unpickled.
+Files of others that are known: the GenTD26 request trace of a production Stable Diffusion service
+(:func:`import_genai`), the Azure LLM inference traces (:func:`import_azure_llm`), and the request files of the
+simulators Vidur (:func:`import_vidur`) and LLMServingSim (:func:`import_llmservingsim`); beside requests, the places of
+the EUA data set (:func:`import_places`). Cells are read as text or numbers and checked; nothing in a file is ever
+executed or unpickled.
 """
 
 # pyarrow ships incomplete types; the checks that fail on what is unknown of it are off in this file.
@@ -10,10 +12,11 @@ numbers and checked; nothing in a file is ever executed or unpickled.
 # pyright: reportUnknownParameterType=false, reportMissingTypeStubs=false
 
 import difflib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +31,7 @@ __all__ = [
     "ATTRIBUTION_AZURE",
     "ATTRIBUTION_GENAI",
     "COLUMNS",
+    "MAX_PLACES",
     "MAX_REQUESTS",
     "MAX_SPAN_S",
     "RawTrace",
@@ -35,13 +39,18 @@ __all__ = [
     "file_columns",
     "import_azure_llm",
     "import_genai",
+    "import_llmservingsim",
+    "import_places",
     "import_table",
+    "import_vidur",
     "is_file",
     "printable",
 ]
 
 MAX_REQUESTS = 10_000_000
 """Most requests of a trace."""
+MAX_PLACES = 100_000
+"""Most places of a file of positions: as many as a scenario may have devices."""
 MAX_SPAN_S = 10 * 365.25 * 86400.0
 """Longest trace, ten years in seconds: beyond it the times are in another unit."""
 
@@ -84,7 +93,8 @@ _INDEX = _Rule(0, float(2**53), whole=True)
 COLUMNS = ("time_s", "device", "model", "images", "steps", "bits_in", "bits_out", "deadline_s", "group", "work")
 """Columns that a trace may have; `time_s` is required. See :mod:`gmel.scenario.trace`."""
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet")
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet")
+_MAX_LINE = 16 * 2**20
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _GENAI = (
     "gmt_create",
@@ -95,7 +105,13 @@ _GENAI = (
     "checkpoint_model_version_id",
 )
 
+_VIDUR = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
+_LLMSERVINGSIM = ("arrival_time_ns", "input_toks", "output_toks")
+_PLACES = ("latitude", "longitude")
+_TOKENS = _Rule(0, float(2**31 - 1), whole=True)
+
 _PARSE = pa_csv.ParseOptions(newlines_in_values=True)
+_PARSE_TABS = pa_csv.ParseOptions(newlines_in_values=True, delimiter="\t")
 
 _Column: TypeAlias = Any  # pyarrow.ChunkedArray
 _Rows = npt.NDArray[np.int64]
@@ -189,6 +205,10 @@ def detect(columns: Sequence[str]) -> Callable[[Path, str], RawTrace] | None:
         return import_azure_llm
     if set(_GENAI) <= set(columns):
         return import_genai
+    if set(_VIDUR) <= set(columns):
+        return import_vidur
+    if set(_LLMSERVINGSIM) <= set(columns):
+        return import_llmservingsim
     return None
 
 
@@ -289,16 +309,91 @@ def import_azure_llm(path: Path | str, source: str | None = None) -> RawTrace:
     path, source = _named(path, source, _AZURE)
     table = _read(path, _AZURE, source)
     seconds = _seconds(table["TIMESTAMP"], "TIMESTAMP", source)
-    tokens = _Rule(0, float(2**31 - 1), whole=True)
-    context = _floats(table["ContextTokens"], "ContextTokens", source, None, tokens)
-    generated = _floats(table["GeneratedTokens"], "GeneratedTokens", source, None, tokens)
-    order = np.argsort(seconds, kind="stable")
-    columns: dict[str, npt.NDArray[Any]] = {
-        "time_s": seconds[order],
-        "context_tokens": context[order].astype(np.int64),
-        "generated_tokens": generated[order].astype(np.int64),
-    }
+    columns = _with_tokens(seconds, table, "ContextTokens", "GeneratedTokens", source)
     return RawTrace(columns, source, ATTRIBUTION_AZURE, (f"Azure LLM inference trace: {len(seconds):,} rows",))
+
+
+def import_vidur(path: Path | str, source: str | None = None) -> RawTrace:
+    """A request trace of the simulator Vidur (GitHub microsoft/vidur, `data/processed_traces`): when requests came.
+
+    Time from `arrived_at` in seconds. The token counts `num_prefill_tokens` and `num_decode_tokens` are kept as
+    `context_tokens` and `generated_tokens` and have no effect. Whom to cite is not in the file.
+
+    Args:
+        path: the file.
+        source: what to call it in errors and notes; the path by default.
+
+    Raises:
+        InputError: not readable, a missing column, or a value that is not allowed.
+    """
+    path, source = _named(path, source, _VIDUR)
+    table = _read(path, _VIDUR, source)
+    seconds = _floats(table["arrived_at"], "arrived_at", source, None, _NUMBERS["time_s"])
+    columns = _with_tokens(seconds, table, "num_prefill_tokens", "num_decode_tokens", source)
+    return RawTrace(columns, source, "", (f"Vidur request trace: {len(seconds):,} rows",))
+
+
+def import_llmservingsim(path: Path | str, source: str | None = None) -> RawTrace:
+    """A request file of the simulator LLMServingSim (GitHub casys-kaist/LLMServingSim): when requests came.
+
+    Time from `arrival_time_ns` in nanoseconds. `input_toks` and `output_toks` are kept as `context_tokens` and
+    `generated_tokens` and have no effect. Files of sessions with sub-requests are not read.
+
+    Args:
+        path: `.tsv`, `.csv`, `.jsonl` or `.parquet`.
+        source: what to call it in errors and notes; the path by default.
+
+    Raises:
+        InputError: not readable, a missing column, or a value that is not allowed.
+    """
+    path, source = _named(path, source, _LLMSERVINGSIM)
+    table = _read(path, _LLMSERVINGSIM, source)
+    nanoseconds = _floats(table["arrival_time_ns"], "arrival_time_ns", source, None, _Rule(0, 4e18))
+    columns = _with_tokens(nanoseconds / 1e9, table, "input_toks", "output_toks", source)
+    return RawTrace(columns, source, "", (f"LLMServingSim requests: {len(nanoseconds):,} rows",))
+
+
+def import_places(path: Path | str, source: str | None = None) -> npt.NDArray[np.float64]:
+    """Latitude and longitude of the sites or users of a file in the style of the EUA data set, degrees, [places, 2].
+
+    Columns `LATITUDE` and `LONGITUDE` in any case; others are left out. Source of the data set: GitHub
+    swinedge/eua-dataset; cite Lai et al., ICSOC 2018.
+
+    Args:
+        path: the file.
+        source: what to call it in errors; the path by default.
+
+    Raises:
+        InputError: not readable, a missing column, no or too many rows, or a value that is no latitude or longitude.
+    """
+    source, path = str(path) if source is None else source, Path(path)
+    found = {name.lower(): name for name in file_columns(path, source)}
+    for name in _PLACES:
+        if name not in found:
+            raise InputError(
+                f"{source}: no column {name!r} (found: {_listing(list(found))}); places need {' and '.join(_PLACES)}, "
+                "in degrees"
+            )
+    names = [found[name] for name in _PLACES]
+    table = _read(path, names, source)
+    rows = len(table[names[0]])
+    if not 1 <= rows <= MAX_PLACES:
+        raise InputError(f"{source}: {rows:,} rows; it must have between 1 and {MAX_PLACES:,} places")
+    bounds = (_Rule(-90, 90), _Rule(-180, 180))
+    degrees = [_floats(table[name], name, source, None, rule) for name, rule in zip(names, bounds, strict=True)]
+    return np.stack(degrees, axis=1)
+
+
+def _with_tokens(
+    seconds: npt.NDArray[np.float64], table: dict[str, _Column], context: str, generated: str, source: str
+) -> dict[str, npt.NDArray[Any]]:
+    """Times in order with the token counts of requests to language models, which come along without effect."""
+    order = np.argsort(seconds, kind="stable")
+    return {
+        "time_s": seconds[order],
+        "context_tokens": _floats(table[context], context, source, None, _TOKENS)[order].astype(np.int64),
+        "generated_tokens": _floats(table[generated], generated, source, None, _TOKENS)[order].astype(np.int64),
+    }
 
 
 def _named(path: Path | str, source: str | None, needed: Sequence[str]) -> tuple[Path, str]:
@@ -318,7 +413,9 @@ def _raw_names(path: Path, source: str) -> list[str]:
         if path.name.lower().endswith(".parquet"):
             with pa_parquet.ParquetFile(path) as file:
                 return list(file.schema_arrow.names)
-        with _open_csv(path) as stream, pa_csv.open_csv(stream, parse_options=_PARSE) as reader:
+        if path.name.lower().endswith(".jsonl"):
+            return list(next(_json_lines(path, source), {}))
+        with _open_csv(path) as stream, pa_csv.open_csv(stream, parse_options=_parsing(path)) as reader:
             return list(reader.schema.names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(_unreadable(source, error)) from error
@@ -333,6 +430,8 @@ def _read(path: Path, names: Sequence[str], source: str) -> dict[str, _Column]:
             with pa_parquet.ParquetFile(path) as file:
                 _check_length(file.metadata.num_rows, source)
                 table = file.read(columns=wanted)
+        elif path.name.lower().endswith(".jsonl"):
+            table = _read_jsonl(path, wanted, source)
         else:
             table = _read_csv(path, wanted, source)
     except (pa.ArrowException, OSError) as error:
@@ -351,13 +450,55 @@ def _read_csv(path: Path, names: Sequence[str], source: str) -> Any:
     batches: list[Any] = []
     rows = 0
     # In blocks, so that a small compressed file that unpacks without end is stopped.
-    with _open_csv(path) as stream, pa_csv.open_csv(stream, parse_options=_PARSE, convert_options=options) as reader:
+    with (
+        _open_csv(path) as stream,
+        pa_csv.open_csv(stream, parse_options=_parsing(path), convert_options=options) as reader,
+    ):
         schema = reader.schema
         for batch in reader:
             rows += batch.num_rows
             _check_length(rows, source)
             batches.append(batch)
     return pa.Table.from_batches(batches, schema=schema)
+
+
+def _parsing(path: Path) -> Any:
+    return _PARSE_TABS if path.name.lower().endswith(".tsv") else _PARSE
+
+
+def _json_lines(path: Path, source: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, one after the other, empty lines left out."""
+    with path.open("rb") as file:
+        row = 0
+        while line := file.readline(_MAX_LINE + 1):
+            if len(line) > _MAX_LINE:
+                raise InputError(f"{source}: data row {row + 1} is longer than {_MAX_LINE:,} bytes; split it")
+            if not line.strip():
+                continue
+            row += 1
+            _check_length(row, source)
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{source}: data row {row}: not JSON ({error}); write one object per line") from error
+            if not isinstance(content, dict):
+                raise InputError(f"{source}: data row {row}: holds no JSON object; write one object per line")
+            yield cast("dict[str, Any]", content)
+
+
+def _read_jsonl(path: Path, names: Sequence[str], source: str) -> Any:
+    """The named fields of every line as text, checked later as the cells of a CSV file are."""
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for row, content in enumerate(_json_lines(path, source), start=1):
+        for name in names:
+            value = content.get(name)
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise InputError(
+                    f"{source}: field {name!r}, data row {row}: {printable(repr(value))} is not allowed; "
+                    "it must be a number or text in every line"
+                )
+            columns[name].append(str(value))
+    return pa.table({name: pa.array(values, type=pa.string()) for name, values in columns.items()})
 
 
 def _attribution(path: Path) -> str:

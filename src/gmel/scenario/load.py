@@ -13,7 +13,16 @@ from pydantic import BaseModel, ValidationError
 from gmel.scenario.errors import InputError
 from gmel.scenario.schema import Scenario
 
-__all__ = ["digest", "load_scenario", "parse_scenario", "preset_names", "to_toml", "with_load"]
+__all__ = [
+    "digest",
+    "load_scenario",
+    "load_warning",
+    "parse_scenario",
+    "preset_names",
+    "to_toml",
+    "validate_scenario",
+    "with_load",
+]
 
 _PRESETS = resources.files("gmel.scenario") / "presets"
 
@@ -62,7 +71,7 @@ def parse_scenario(text: str, source: str) -> Scenario:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}") from error
-    return _validate(data, source)
+    return validate_scenario(data, source)
 
 
 def with_load(scenario: Scenario, load: float) -> Scenario:
@@ -70,7 +79,17 @@ def with_load(scenario: Scenario, load: float) -> Scenario:
     data = scenario.model_dump(mode="json", exclude_none=True)
     data["arrivals"].pop("rate_per_s", None)
     data["arrivals"]["load"] = load
-    return _validate(data, f"scenario {scenario.name}")
+    return validate_scenario(data, f"scenario {scenario.name}")
+
+
+def load_warning(load: float) -> str | None:
+    """What to say of an offered load that the servers cannot serve; None where they can."""
+    if load < 1.0:
+        return None
+    return (
+        f"offered load {load:.2f}: requests bring at least as much work as all servers together can do, so what the "
+        "devices do not run themselves piles up without bound; lower arrivals.load or rate_per_s, or add servers"
+    )
 
 
 def digest(scenario: Scenario) -> str:
@@ -89,7 +108,12 @@ def to_toml(scenario: Scenario) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _validate(data: dict[str, Any], source: str) -> Scenario:
+def validate_scenario(data: dict[str, Any], source: str) -> Scenario:
+    """A scenario from the tables of a TOML file; `source` names it in errors.
+
+    Raises:
+        InputError: not a valid scenario; names the first field at fault.
+    """
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:

@@ -97,7 +97,7 @@ class Episode(Section):
 
 
 class Devices(Section):
-    """The devices: alike but for where they stand and what they need."""
+    """The devices: alike but for where they stand (`positions_m`, else drawn for each episode) and what they need."""
 
     count: int = Field(ge=1, le=100_000)
     speed: Positive
@@ -105,6 +105,13 @@ class Devices(Section):
     idle_power_w: NonNegative = 0.1
     tx_power_dbm: Finite = 23.0
     memory_gb: NonNegative = 0.0
+    positions_m: list[tuple[Finite, Finite]] | None = None
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        if self.positions_m is not None and len(self.positions_m) != self.count:
+            raise ValueError(f"positions_m has {len(self.positions_m)} places for count = {self.count} devices")
+        return self
 
 
 class Server(Section):

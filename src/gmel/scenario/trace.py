@@ -161,8 +161,8 @@ def read_trace(path_or_name: str | Path) -> RawTrace:
     """A trace from a file, or a shipped one by its name.
 
     Args:
-        path_or_name: one of :func:`shipped_traces`, or a `.csv`, `.csv.gz` or `.parquet` file in the columns of this
-            module or of a known data set (see :mod:`gmel.scenario.importers`).
+        path_or_name: one of :func:`shipped_traces`, or a `.csv`, `.csv.gz`, `.tsv`, `.jsonl` or `.parquet` file
+            in the columns of this module or of a known data set (see :mod:`gmel.scenario.importers`).
 
     Raises:
         InputError: neither a shipped trace nor a readable file; `time_s` missing, a column misspelt, no or too many

@@ -11,7 +11,7 @@ from gmel.scenario.schema import Radio
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Links
 
-__all__ = ["draw_fading", "draw_links", "least_snr", "reachable", "transfer_s"]
+__all__ = ["draw_fading", "draw_links", "draw_positions_m", "least_snr", "reachable", "transfer_s"]
 
 # Numbers of the random quantities (see physics/random.py); one table for the whole simulator would hide who uses them.
 RNG_LINKS, RNG_POSITIONS, RNG_SHADOWING, RNG_FADING = 1, 2, 3, 4
@@ -26,8 +26,7 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
         u = uniform(hash_bits(seed, origin, RNG_LINKS, pairs).x)
         snr = channel.db_to_linear(spec.snr_db[0] + (spec.snr_db[1] - spec.snr_db[0]) * u)
         return Links(snr, snr)
-    spot = hash_bits(seed, origin, RNG_POSITIONS, jnp.arange(sizes.devices))
-    position_m = jnp.stack([uniform(spot.x) * spec.hall_m[0], uniform(spot.y) * spec.hall_m[1]], axis=-1)
+    position_m = draw_positions_m(plant, seed)
     apart_m = position_m[:, None, :] - plant.server_position_m[None, :, :]
     distance_2d_m = jnp.sqrt(jnp.sum(apart_m**2, axis=-1))
     height_m = spec.server_height_m - spec.device_height_m
@@ -50,6 +49,15 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
     up = plant.device_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.noise_figure_db)
     down = spec.server_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.device_noise_figure_db)
     return Links(channel.db_to_linear(gain_db + up), channel.db_to_linear(gain_db + down))
+
+
+def draw_positions_m(plant: Plant, seed: UInt32[Array, "2"]) -> Float[Array, "devices 2"]:
+    """Where the devices stand in an episode, in metres from the corner of the hall (`State.seed` is the seed)."""
+    if plant.device_position_m is not None:
+        return plant.device_position_m
+    hall_m = plant.switches.radio.hall_m
+    spot = hash_bits(seed, jnp.zeros((), jnp.int32), RNG_POSITIONS, jnp.arange(plant.switches.devices))
+    return jnp.stack([uniform(spot.x) * hall_m[0], uniform(spot.y) * hall_m[1]], axis=-1)
 
 
 def least_snr(spec: Radio) -> float:

@@ -97,6 +97,8 @@ class Plant(eqx.Module):
     deadline_high_s: Float[Array, ""]
     noise_sigma: Float[Array, ""]
     catalogue: Catalogue
+    device_position_m: Float[Array, "devices 2"] | None = None
+    """Where the devices stand; None: drawn."""
 
 
 # A draw above this share of the Poisson law is cut off: below the resolution of a 23-bit uniform number.
@@ -190,6 +192,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         deadline_high_s=array(tasks.deadline_s.high),
         noise_sigma=array(tasks.noise_sigma),
         catalogue=_catalogue(scenario, (bits.low, bits.high) if bits else (0.0, 0.0)),
+        device_position_m=None if scenario.devices.positions_m is None else array(scenario.devices.positions_m),
     )
 
 
