@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from gmel import __version__
-from gmel.cli import benchmark, export, report, run, scenario
+from gmel.cli import benchmark, export, report, run, scenario, validate
 from gmel.scenario.errors import InputError
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("validate")(validate.validate)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(benchmark.app, name="benchmark")
 
