@@ -1,8 +1,8 @@
 """What a check is, what it returns, and how it is judged.
 
-A check is one function with the law in the first line of its docstring and the source in a line `Source: ...`. It drives
-the simulator and returns a `Sample` (a closed form and one value per independent replication) or an `Exact` (the
-largest error of a recomputation).
+A check is one function with the law in the first line of its docstring and the source in a line `Source: ...`. It
+drives the simulator and returns a `Sample` (a closed form and one value per independent replication) or an `Exact`
+(the largest error of a recomputation).
 """
 
 # SciPy ships no types; unknown types from it are not ours (as in pyproject.toml).
@@ -107,10 +107,8 @@ class Check:
     @property
     def source(self) -> str:
         """What follows `Source:` in the docstring."""
-        found = [
-            line.removeprefix("Source:").strip() for line in _document(self.function) if line.startswith("Source:")
-        ]
-        return found[0].rstrip(".") if found else ""
+        lines = [line for line in _document(self.function) if line.startswith("Source:")]
+        return lines[0].removeprefix("Source:").strip().rstrip(".") if lines else ""
 
 
 CHECKS: dict[str, Check] = {}
@@ -176,18 +174,8 @@ def judge(entry: Check, found: Sample | Exact, comparisons: int, seconds: float)
     about = (entry.name, entry.group, entry.law, entry.source, entry.statistical)
     if isinstance(found, Exact):
         passed = found.compared > 0 and found.error <= found.tolerance
-        return Result(
-            *about,
-            None,
-            None,
-            found.error,
-            found.error,
-            found.tolerance,
-            found.tolerance,
-            found.compared,
-            passed,
-            seconds,
-        )
+        error, limit = found.error, found.tolerance
+        return Result(*about, None, None, error, error, limit, limit, found.compared, passed, seconds)
     measured, error, degrees = _mean_and_error(found)
     limit = critical_score(degrees, comparisons)
     score = (measured - found.expected) / error if error > 0 else math.nan
@@ -212,5 +200,4 @@ def _mean_and_error(sample: Sample) -> tuple[float, float, int]:
 
 
 def _document(function: Callable[..., Any]) -> list[str]:
-    """Lines of a docstring, continuation lines joined to the first of their paragraph or item."""
     return (inspect.getdoc(function) or "").splitlines()

@@ -1,8 +1,8 @@
 """Exact checks, path by path: every task of a run computed again from the rules, in double precision and plain Python.
 
 Two plants, each with random decisions: `hall-20x5` (one GPU per server) and a small one with everything switched on
-(several GPUs, model memory, discarded tasks, noise, shared cells, outage, downloads). After the traffic both run until they
-are empty.
+(several GPUs, model memory, discarded tasks, noise, shared cells, outage, downloads). After the traffic both run until
+they are empty.
 """
 
 from collections import Counter, defaultdict
@@ -294,7 +294,7 @@ def tasks_conserved(run: Run) -> Exact:
     errors, compared = 0, 0
     for path in (hall(run), everything(run)):
         slots, rows = np.nonzero(path.requests.present)
-        asked = Counter(zip(slots[slots < SLOTS].tolist(), rows[slots < SLOTS].tolist(), strict=True))
+        asked = Counter(zip(slots.tolist(), rows.tolist(), strict=True))
         found = Counter(zip(path.records.decided_slot.tolist(), path.row.tolist(), strict=True))
         errors += ((asked - found) + (found - asked)).total() + path.left + path.lost
         compared += asked.total()
@@ -457,7 +457,7 @@ def shared_cell(run: Run) -> Exact:
     snr = np.asarray(path.links.uplink_snr, float)
     fade, outage_s = np.asarray(path.requests.fade, float), np.asarray(path.requests.outage_s, float)
     bits = np.asarray(path.requests.size_bit, float)
-    present = np.asarray(path.requests.present) & (np.arange(path.actions.shape[0]) < SLOTS)[:, None]
+    present = np.asarray(path.requests.present)
     error, compared = 0.0, 0
     for task in np.nonzero(records.option > 0)[0].tolist():
         slot, row, server = int(records.decided_slot[task]), int(path.row[task]), int(records.option[task]) - 1
@@ -502,7 +502,7 @@ def bulletin_age(run: Run) -> Exact:
 
 @check("herding-by-age", "paths")
 def herding_by_age(run: Run) -> Exact:
-    """Greedy with age a: a + 1 batches follow each other to one server; batch i waits i (w - D_t) before its first task.
+    """Greedy with age a: a + 1 batches in a row go to one server, of which batch i = 0, 1, ... waits i (w - D_t).
 
     n requests of service s a slot, w = n s. Nobody hears of the first batch at a server before a + 1 slots have passed;
     then the next empty server gets as many. Holds while no server is empty again: w > servers x D_t.
@@ -561,7 +561,7 @@ def _largest(differences: Floats) -> float:
     return float(np.max(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf)))
 
 
-def _worse(error: float, *more: float) -> float:
+def _worse(error: float, *more: Any) -> float:
     """The larger error; what is not a number counts as infinite."""
     return max([error, *(abs(float(value)) if np.isfinite(value) else np.inf for value in more)])
 

@@ -69,7 +69,7 @@ def erlang_c_wait_s(rate_per_s: float, servers: int, mean_s: float = 1.0) -> flo
 def least_loaded_wait_s(load: float, choices: int) -> float:
     """Mean wait with exponential work of mean 1 on the least loaded of `choices` >= 2 random servers of very many.
 
-    The share F(w) of servers with more than w of work solves F' = -F + load F^choices, F(0) = load, a Bernoulli equation:
+    The share F(w) of servers with more than w of work solves the Bernoulli equation F' = -F + load F^d, F(0) = load:
     F(w) = (load + (load^(1 - d) - load) e^((d - 1) w))^(1 / (1 - d)). A task waits longer than w if all its choices do.
     """
     power = 1.0 / (1.0 - choices)

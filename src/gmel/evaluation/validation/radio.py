@@ -288,7 +288,7 @@ def _hall_snr_db(run: Run, plant: Plant) -> Floats:
 
 
 def _hall_moments(plant: Plant) -> tuple[float, float]:
-    """Mean and variance of the SNR in dB of a link between a uniform place in the hall and a server, over the servers."""
+    """Mean and variance of the SNR in dB of a link from a uniform place in the hall to a server, over the servers."""
     spec = plant.switches.radio
     across, along = 600, 300
     x = (np.arange(across) + 0.5) * spec.hall_m[0] / across

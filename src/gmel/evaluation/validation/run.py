@@ -23,7 +23,7 @@ from gmel.evaluation.progress import Reporter
 from gmel.evaluation.validation import paths as _paths
 from gmel.evaluation.validation import queues as _queues
 from gmel.evaluation.validation import radio as _radio
-from gmel.evaluation.validation.check import CHECKS, Check, Exact, Result, Run, judge
+from gmel.evaluation.validation.check import CHECKS, Check, Result, Run, judge
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 
@@ -89,7 +89,7 @@ def validate(
             reporter.advance(number, len(entries), entry.name)
         run = Run(seed, entry.name, batches=THOROUGH_BATCHES if thorough else 1, shared=shared)
         start = time.monotonic()
-        found: Sample | Exact = entry.function(run)
+        found = entry.function(run)
         results.append(judge(entry, found, comparisons, time.monotonic() - start))
     if reporter is not None:
         reporter.advance(len(entries), len(entries), "done")
@@ -199,8 +199,8 @@ def _notes(validation: Validation) -> list[str]:
     failed = sum(not result["passed"] for result in results)
     return [
         f"{len(results) - failed} of {len(results)} checks passed in {validation['seconds']:.0f} s.",
-        f"{validation['date']}, gmel {validation['gmel']}, JAX {validation['jax']}, NumPy {validation['numpy']}, Python "
-        f"{validation['python']}, {validation['device']}, seed {validation['seed']}"
+        f"{validation['date']}, gmel {validation['gmel']}, JAX {validation['jax']}, NumPy {validation['numpy']}, "
+        f"Python {validation['python']}, {validation['device']}, seed {validation['seed']}"
         f"{', thorough' if validation['thorough'] else ''}.",
         "Statistical checks: measured ± standard error, score = difference in standard errors, fails beyond the limit; "
         "errors of the given size are found with 95 % probability. Exact checks: largest error beside its tolerance.",
