@@ -97,9 +97,8 @@ def no_news(right: Any, old: Any, *others: Any) -> Any:
 
 
 def forgets_delays(right: Any, self: Any, state: Any, decided: Any) -> Any:
-    return right(
-        self, state._replace(uploads=state.uploads._replace(cost=decided.cost[: len(state.uploads.cost)])), decided
-    )
+    same = state.uploads._replace(cost=decided.cost[: state.uploads.cost.shape[0]])
+    return right(self, state._replace(uploads=same), decided)
 
 
 def no_queue_at_devices(right: Any, present: Any, device: Any, backlog_s: Any, *others: Any) -> Any:
@@ -203,10 +202,8 @@ def test_right_means_pass_and_errors_of_the_stated_size_are_found() -> None:
     result = judge(entry, Sample(2.0, random.normal(2.0, 0.1, 64)), 30, 0.0)
     assert result.passed
     assert result.score == pytest.approx((result.measured - 2.0) / result.error)
-    found = [
-        not judge(entry, Sample(2.0, random.normal(2.0 * (1 + result.detects), 0.1, 64)), 30, 0.0).passed
-        for _ in range(400)
-    ]
+    shift = 2.0 * result.detects * (0.1 / 8.0) / result.error
+    found = [not judge(entry, Sample(2.0, random.normal(2.0 + shift, 0.1, 64)), 30, 0.0).passed for _ in range(400)]
     assert 0.9 < np.mean(found) < 0.99
 
 

@@ -179,7 +179,9 @@ def judge(entry: Check, found: Sample | Exact, comparisons: int, seconds: float)
     measured, error, degrees = _mean_and_error(found)
     limit = critical_score(degrees, comparisons)
     score = (measured - found.expected) / error if error > 0 else math.nan
-    detects = (limit + float(stats.norm.ppf(POWER))) * error / abs(found.expected)
+    # The standard error is itself uncertain, by 1 / sqrt(2 degrees): the spread of a non-central t.
+    spread = math.sqrt(1.0 + limit**2 / (2.0 * degrees))
+    detects = (limit + float(stats.norm.ppf(POWER)) * spread) * error / abs(found.expected)
     passed = math.isfinite(score) and abs(score) <= limit
     return Result(*about, found.expected, measured, error, score, limit, detects, found.values.size, passed, seconds)
 
