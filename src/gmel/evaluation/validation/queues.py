@@ -179,7 +179,7 @@ def mm3_wait(run: Run) -> Sample:
     Source: Erlang 1917; Kleinrock, Queueing Systems I, 1975, section 3.5
     """
     rate = 3 * 0.7
-    return _explicit(run, erlang_c_wait_s(rate, 3), exponential, gpus=3, rate_per_s=rate)
+    return _explicit(run, erlang_c_wait_s(rate, 3), exponential, gpus=3, rate_per_s=rate, slots=2 * SLOTS)
 
 
 @check("mg3-loss", "queues")
@@ -229,7 +229,7 @@ def tandem_wait(run: Run) -> Sample:
     second = Environment.from_scenario(queue_plant(slot_s=slot_s, uploads=40))
 
     def batch(random: np.random.Generator) -> tuple[Floats, ...]:
-        instants = poisson_instants(random, load, slot_s, SLOTS, run.replications, exponential)
+        instants = poisson_instants(random, load, slot_s, 5000, run.replications, exponential)
         ends_s = drive(first, instants, _departures)[0]
         # Decided in the same slot for the second server, with an upload that lasts until the first is done: it crosses
         # slot starts, and tasks decided later may overtake it on their way.
@@ -246,7 +246,7 @@ def greedy_central_queue(run: Run) -> Sample:
     Source: Kiefer and Wolfowitz 1955: least work first equals first in, first out from one queue
     """
     load, servers = 0.7, 4
-    found = _by_policy(run, Greedy(fresh=True), servers, load, tasks=40_000, warmup=1000)
+    found = _by_policy(run, Greedy(fresh=True), servers, load, tasks=80_000, warmup=1000)
     return Sample(erlang_c_wait_s(load * servers, servers), *found)
 
 
@@ -278,17 +278,17 @@ def two_choices(run: Run) -> Sample:
 def herding_in_slot(run: Run) -> Sample:
     """Bulletin board of age 0: all requests of a slot run to one empty server: mean wait = E[S] lambda D_t / 2.
 
-    A request has on average lambda D_t / 2 of the others of its slot before it, on a server that was empty: there are
-    forty servers, and hardly ever are more than six at work.
+    A request has on average lambda D_t / 2 of the others of its slot before it, on a server that was empty: of
+    24 servers three or four are at work, hardly ever more than ten.
     Source: sum over a Poisson batch of its own places; Mitzenmacher 2000, How Useful Is Old Information
     """
     per_slot = 3.0
-    plant = queue_plant(slot_s=1.0, servers=40, rate_per_s=per_slot, work=(0.5, 1.5), uploads=1)
+    plant = queue_plant(slot_s=1.0, servers=24, rate_per_s=per_slot, work=(0.5, 1.5), uploads=1)
     environment = Environment.from_scenario(plant)
 
     def batch(random: np.random.Generator) -> tuple[Floats, ...]:
         first = int(random.integers(2**40))
-        totals = drive_drawn(environment, first, run.replications, 2500, waits, Greedy())
+        totals = drive_drawn(environment, first, run.replications, 1500, waits, Greedy())
         return (task_mean(totals, 20),)
 
     return Sample(per_slot / 2.0, *run.repeat(batch))
