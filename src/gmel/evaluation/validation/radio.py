@@ -193,7 +193,7 @@ def inf_snr_spread(run: Run) -> Sample:
 def poisson_count(run: Run) -> Sample:
     """Requests that the simulator draws in a slot: variance = mean = rate x slot.
 
-    Source: Poisson law. The square about the exact mean is averaged
+    Source: Poisson law
     """
     rate = 3.0
     scenario = _scenario(Radio(fading="none", sharing="none", download=False), rate_per_s=rate)
