@@ -78,7 +78,7 @@ def least_loaded_wait_s(load: float, choices: int) -> float:
         grown = math.exp((choices - 1) * wait_s)
         return (load + (load ** (1 - choices) - load) * grown) ** (choices * power)
 
-    return float(integrate.quad(all_above, 0.0, 200.0, limit=200)[0])
+    return float(integrate.quad(all_above, 0.0, 60.0, limit=200)[0])
 
 
 def exponential(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
