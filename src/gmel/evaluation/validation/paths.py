@@ -1,0 +1,607 @@
+"""Exact checks, path by path: every task of a run computed again from the rules, in double precision and plain Python.
+
+Two plants, each with random decisions: `hall-20x5` (one GPU per server) and a small one with everything switched on
+(several GPUs, model memory, discarded tasks, noise, shared cells, outage, downloads). After the traffic both run until
+they are empty.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from gmel.evaluation.validation.check import Exact, Run, check
+from gmel.evaluation.validation.drive import NEVER_S, explicit, queue_plant
+from gmel.physics.radio import MCS_EFFICIENCIES, MCS_SNR_THRESHOLDS
+from gmel.policies.rules import Greedy
+from gmel.scenario.load import load_scenario, parse_scenario
+from gmel.scenario.schema import Scenario
+from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.links import least_snr
+from gmel.simulator.records import Records, task_records
+from gmel.simulator.state import Links, Outcome, Requests, State, option
+
+__all__ = ["Path", "everything_plant", "run_path"]
+
+Floats = NDArray[np.float64]
+
+TOLERANCE_S = 1e-9
+SLOTS, DRAIN_SLOTS = 400, 400
+
+EVERYTHING = """
+name = "everything"
+switching = true
+max_uploads = 64
+[slot]
+length_s = 0.5
+broadcast_age_slots = 2
+[devices]
+count = 6
+speed = 0.5
+[[servers]]
+name = "A"
+speed = 2.0
+gpus = 2
+memory_gb = 10.0
+[[servers]]
+name = "B"
+speed = 3.0
+memory_gb = 12.0
+[[servers]]
+name = "C"
+speed = 1.0
+gpus = 3
+memory_gb = 24.0
+[radio]
+model = "inf"
+bandwidth_hz = 2e6
+rate = "nr-mcs"
+fading = "block"
+floor = "outage"
+floor_snr_db = 15.0
+sharing = "equal"
+download = true
+noise_figure_db = 35.0
+[[models]]
+name = "small"
+popularity = 2.0
+step_work = 0.02
+fixed_work = 0.1
+steps = { values = [20.0, 40.0], weights = [1.0, 2.0] }
+images = { values = [1.0, 2.0], weights = [3.0, 1.0] }
+memory_gb = 4.0
+bits_in = { low = 1e6, high = 4e6 }
+bits_out_per_image = 2e6
+load = { warm_median_s = 0.5, cold_median_s = 2.0, sigma = 0.3 }
+[[models]]
+name = "large"
+popularity = 1.0
+step_work = 0.03
+steps = { values = [30.0], weights = [1.0] }
+images = { values = [1.0], weights = [1.0] }
+memory_gb = 10.0
+bits_in = { low = 1e6, high = 8e6 }
+bits_out_per_image = 4e6
+load = { warm_median_s = 1.0, cold_median_s = 4.0, sigma = 0.3 }
+[[models]]
+name = "medium"
+popularity = 3.0
+step_work = 0.025
+steps = { values = [30.0], weights = [1.0] }
+images = { values = [1.0], weights = [1.0] }
+memory_gb = 6.0
+bits_in = { low = 1e6, high = 1e6 }
+load = { warm_median_s = 0.4, cold_median_s = 1.0, sigma = 0.3 }
+[tasks]
+kind = "catalogue"
+deadline_s = { low = 2.0, high = 8.0 }
+deadline = "drop"
+noise_sigma = 0.2
+[arrivals]
+load = 0.8
+max_per_slot = 16
+[reward]
+miss = 0.5
+energy = 0.1
+"""
+
+
+@dataclass(frozen=True)
+class Path:
+    """What a run showed. Arrays of slots hold the state before the step and the outcome after it.
+
+    Of each task in `records`, `service_s` and `load_s` are what its requests say, not what the outcome says.
+    """
+
+    scenario: Scenario
+    links: Links
+    requests: Requests
+    actions: NDArray[np.int64]
+    records: Records
+    service_s: Floats
+    load_s: Floats
+    row: NDArray[np.int64]
+    wait_s: Floats
+    """Time until a GPU is free [slots + 1, servers], as the state has it."""
+    in_flight: NDArray[np.int64]
+    """Uploads in flight per server at each slot start [slots, servers], as the state has them."""
+    seen_s: Floats
+    """What observations said of the servers at each slot start [slots, servers]."""
+    team_reward: Floats
+    resident: NDArray[np.bool_]
+    """Models resident at the start [servers, models]."""
+    left: int
+    lost: int
+
+    @property
+    def slot_s(self) -> float:
+        """Length of a slot in seconds."""
+        return self.scenario.slot.length_s
+
+    def at_server(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Each server with its tasks in the order in which it must serve them: by the end of the upload.
+
+        Ends that are equal but for rounding (alike uploads at a rate of the table, decided whole slots apart) may be
+        served in either order; there the order of service is taken as it was.
+        """
+        records = self.records
+        for server in range(len(self.scenario.servers)):
+            own = np.nonzero(records.option == server + 1)[0]
+            own = own[np.argsort(records.upload_end_s[own], kind="stable")]
+            instant = np.cumsum(np.diff(records.upload_end_s[own], prepend=0.0) > TOLERANCE_S)
+            yield server, own[np.lexsort((self.row[own], records.decided_slot[own], records.start_s[own], instant))]
+
+
+def everything_plant() -> Scenario:
+    """The small plant with everything switched on."""
+    return parse_scenario(EVERYTHING, "everything plant")
+
+
+def run_path(scenario: Scenario, seed: int, slots: int = SLOTS, drain: int = DRAIN_SLOTS, double: bool = True) -> Path:
+    """Random allowed decisions for `slots` slots, then slots without requests until the plant is empty.
+
+    Raises:
+        RuntimeError: it was not empty at the end.
+    """
+    with jax.enable_x64(double):
+        environment = Environment.from_scenario(scenario)
+        shape = (slots + drain, environment.requests)
+        wanted = np.random.default_rng(seed).integers(0, environment.servers + 1, shape)
+        start = environment.reset(seeds(seed, 1)[0])
+        last, seen = jax.device_get(_episode(environment, start, jnp.asarray(wanted, jnp.int32), slots))
+        requests, actions, outcome, wait_s, in_flight, seen_s, reward = seen
+        records = task_records(outcome, scenario.slot.length_s)
+        row = _rows(outcome)
+        at = (records.decided_slot, row)
+        speeds = np.array([scenario.devices.speed, *(server.speed for server in scenario.servers)])
+        work = np.asarray(requests.work, float)[at] * np.asarray(requests.noise, float)[at]
+        last_wait_s = np.asarray(last.servers.free_s, float).min(axis=1)
+    if np.any(last_wait_s > 0) or np.any(last.device_backlog_s > 0) or np.any(last.uploads.present):
+        raise RuntimeError(f"{scenario.name}: not empty after {drain} slots without requests")
+    return Path(
+        scenario=scenario,
+        links=jax.device_get(start.links),
+        requests=requests,
+        actions=np.asarray(actions, np.int64),
+        records=records,
+        service_s=work / speeds[records.option],
+        load_s=np.asarray(requests.load_s, float)[at],
+        row=row,
+        wait_s=np.concatenate([np.asarray(wait_s, float), last_wait_s[None]]),
+        in_flight=np.asarray(in_flight, np.int64),
+        seen_s=np.asarray(seen_s, float),
+        team_reward=np.asarray(reward, float),
+        resident=np.asarray(start.servers.resident),
+        left=int(last.uploads.present.sum()),
+        lost=int(last.lost),
+    )
+
+
+def hall(run: Run) -> Path:
+    """The run of `hall-20x5` that these checks share."""
+    return run.once("hall", lambda: run_path(load_scenario("hall-20x5", 0.6), run.seed))
+
+
+def everything(run: Run) -> Path:
+    """The run of the plant with everything switched on."""
+    return run.once("everything", lambda: run_path(everything_plant(), run.seed))
+
+
+@check("lindley", "paths")
+def lindley(run: Run) -> Exact:
+    """One GPU: start = max(ready, end of the one before), end = start + service, in order of upload end.
+
+    Source: Lindley 1952
+    """
+    path = hall(run)
+    error, compared = 0.0, 0
+    for _, tasks in path.at_server():
+        free_s = 0.0
+        for task in tasks.tolist():
+            start_s = max(float(path.records.upload_end_s[task]), free_s)
+            free_s = start_s + float(path.service_s[task])
+            error = _worse(error, path.records.start_s[task] - start_s, path.records.end_s[task] - free_s)
+            compared += 1
+    return Exact(error, TOLERANCE_S, compared)
+
+
+@check("device-lindley", "paths")
+def device_lindley(run: Run) -> Exact:
+    """Devices serve their own tasks in the order of decision, one after the other.
+
+    Source: Lindley 1952
+    """
+    path = hall(run)
+    error, compared = 0.0, 0
+    free_s: dict[int, float] = defaultdict(float)
+    own = np.nonzero(path.records.option == 0)[0]
+    for task in own[np.lexsort((path.row[own], path.records.decided_slot[own]))].tolist():
+        device = int(path.records.device[task])
+        start_s = max(float(path.records.decided_s[task]), free_s[device])
+        free_s[device] = start_s + float(path.service_s[task])
+        error = _worse(error, path.records.start_s[task] - start_s, path.records.end_s[task] - free_s[device])
+        compared += 1
+    return Exact(error, TOLERANCE_S, compared)
+
+
+@check("kiefer-wolfowitz", "paths")
+def kiefer_wolfowitz(run: Run) -> Exact:
+    """Several GPUs, model memory (least recently used leaves), discarded tasks: start, load, end of every task.
+
+    Source: Kiefer and Wolfowitz 1955 (the GPU that is free first takes the next task)
+    """
+    path = everything(run)
+    records = path.records
+    error, compared = 0.0, 0
+    for server, tasks in path.at_server():
+        spec = path.scenario.servers[server]
+        memory_gb = [model.memory_gb for model in path.scenario.models]
+        free_s = [0.0] * spec.gpus
+        # At the start all are equally old; of those the later in the catalogue leave first.
+        held = np.nonzero(path.resident[server])[0][::-1].tolist()
+        for task in tasks.tolist():
+            gpu = int(np.argmin(free_s))
+            start_s = max(float(records.upload_end_s[task]), free_s[gpu])
+            dropped = start_s > records.generated_s[task] + records.deadline_s[task]
+            error = _worse(error, float(dropped != records.dropped[task]))
+            compared += 1
+            if dropped:
+                continue
+            model, load_s = int(records.model[task]), 0.0
+            if model in held:
+                held.remove(model)
+            else:
+                load_s = float(path.load_s[task])
+                while sum(memory_gb[other] for other in held) + memory_gb[model] > spec.memory_gb:
+                    held.pop(0)
+            held.append(model)
+            free_s[gpu] = start_s + load_s + float(path.service_s[task])
+            error = _worse(
+                error,
+                records.start_s[task] - start_s,
+                records.switch_s[task] - load_s,
+                records.end_s[task] - free_s[gpu],
+            )
+    return Exact(error, TOLERANCE_S, compared)
+
+
+@check("tasks-conserved", "paths")
+def tasks_conserved(run: Run) -> Exact:
+    """Every request has exactly one record, and no record is without its request.
+
+    Source: counting
+    """
+    errors, compared = 0, 0
+    for path in (hall(run), everything(run)):
+        slots, rows = np.nonzero(path.requests.present)
+        asked = Counter(zip(slots.tolist(), rows.tolist(), strict=True))
+        found = Counter(zip(path.records.decided_slot.tolist(), path.row.tolist(), strict=True))
+        errors += ((asked - found) + (found - asked)).total() + path.left + path.lost
+        compared += asked.total()
+    return Exact(float(errors), 0.0, compared)
+
+
+@check("work-conserved", "paths")
+def work_conserved(run: Run) -> Exact:
+    """Work left at a server falls by one second a second while there is any and rises by the service of each arrival.
+
+    Source: virtual waiting time, Takacs 1955: the state of the next slot from that of the last and the requests
+    """
+    path = hall(run)
+    error, compared = 0.0, 0
+    for server, _, _, end_s, after_s in _virtual_work(path):
+        del server
+        error = _worse(error, end_s - after_s)
+        compared += 1
+    return Exact(error, TOLERANCE_S, compared)
+
+
+@check("little-work", "paths")
+def little_work(run: Run) -> Exact:
+    """Little's law for work: integral of the work left = sum over tasks of S W + S^2 / 2, relative error.
+
+    Source: Little 1961; H = lambda G: Brumelle 1971. Left side from the state, right side from the records
+    """
+    path = hall(run)
+    area = sum(area for _, area, _, _, _ in _virtual_work(path))
+    tasks = path.records.option > 0
+    service_s = path.records.service_s[tasks]
+    paid = float(np.sum(service_s * path.records.queue_s[tasks] + 0.5 * service_s**2))
+    return Exact(abs(area / paid - 1.0), 1e-10, int(tasks.sum()))
+
+
+@check("little-uploads", "paths")
+def little_uploads(run: Run) -> Exact:
+    """Little's law for uploads: those in flight summed over slot starts = slot starts that the uploads span.
+
+    Source: Little 1961. Left side from the state, right side from the records
+    """
+    path = everything(run)
+    records = path.records
+    error, compared = 0, 0
+    for server in range(len(path.scenario.servers)):
+        own = records.option == server + 1
+        crossed = np.floor(records.upload_end_s[own] / path.slot_s).astype(int) - records.decided_slot[own]
+        error += abs(int(path.in_flight[:, server].sum()) - int(crossed.sum()))
+        compared += int(own.sum())
+    return Exact(float(error), 0.0, compared)
+
+
+@check("no-idling", "paths")
+def no_idling(run: Run) -> Exact:
+    """Seconds in which a task waits at a server with an idle GPU, or more tasks run than it has GPUs: none.
+
+    Source: definition of a work-conserving discipline
+    """
+    wrong_s, compared = 0.0, 0
+    for path in (hall(run), everything(run)):
+        records = path.records
+        for server, tasks in path.at_server():
+            served = tasks[~records.dropped[tasks]]
+            ready_s, start_s, end_s = records.upload_end_s[served], records.start_s[served], records.end_s[served]
+            times = np.concatenate([ready_s, start_s, end_s])
+            one, none = np.ones(served.size), np.zeros(served.size)
+            order = np.argsort(times, kind="stable")
+            waiting = np.cumsum(np.concatenate([one, -one, none])[order])
+            running = np.cumsum(np.concatenate([none, one, -one])[order])
+            lasts_s = np.diff(times[order], append=times.max())
+            gpus = path.scenario.servers[server].gpus
+            wrong_s += float(lasts_s[((waiting > 0) & (running < gpus)) | (running > gpus)].sum())
+            compared += served.size
+    return Exact(wrong_s, 1e-8, compared)
+
+
+@check("latency-parts", "paths")
+def latency_parts(run: Run) -> Exact:
+    """Wait to slot + upload + queue + switch + service + download = result - generation; discarded: the deadline.
+
+    Source: equation (11)
+    """
+    error, compared = 0.0, 0
+    for path in (hall(run), everything(run)):
+        records = path.records
+        through_s = records.end_s - records.generated_s + records.download_s
+        waited_s = records.decided_s - records.generated_s
+        expected_s = np.where(records.dropped, records.deadline_s, through_s)
+        parts = np.where(
+            records.dropped,
+            0.0,
+            np.maximum(
+                np.abs(records.wait_to_slot_s - waited_s),
+                np.maximum(
+                    np.abs(records.upload_s - (records.upload_end_s - records.decided_s)),
+                    np.abs(records.queue_s - (records.start_s - records.upload_end_s)),
+                ),
+            ),
+        )
+        error = _worse(error, _largest(records.latency_s - expected_s), _largest(parts))
+        compared += len(records)
+    return Exact(error, TOLERANCE_S, compared)
+
+
+@check("energy", "paths")
+def energy_again(run: Run) -> Exact:
+    """Energy of every task from its times and the powers of the scenario, in joules.
+
+    Source: equations (9) and (12)
+    """
+    path = everything(run)
+    records, devices, servers = path.records, path.scenario.devices, path.scenario.servers
+    error = 0.0
+    for task in range(len(records)):
+        if records.option[task] == 0:
+            expected = devices.compute_power_w * records.service_s[task]
+        else:
+            spec = servers[int(records.option[task]) - 1]
+            sent_s = records.upload_end_s[task] - records.upload_start_s[task]
+            if records.dropped[task]:
+                # It gives up at its deadline, in the middle of the upload where that is longer.
+                sent_s = min(sent_s, records.upload_s[task])
+            idle_s = records.latency_s[task] - records.wait_to_slot_s[task] - sent_s
+            expected = (
+                10 ** (0.1 * devices.tx_power_dbm - 3) * sent_s
+                + devices.idle_power_w * max(idle_s, 0.0)
+                + spec.power_w * records.service_s[task]
+                + spec.switch_power_w * records.switch_s[task]
+            )
+        error = _worse(error, records.energy_j[task] - expected)
+    return Exact(error, 1e-8, len(records))
+
+
+@check("rewards-telescope", "paths")
+def rewards_telescope(run: Run) -> Exact:
+    """Rewards of the team over an episode add up to minus the cost of all tasks, relative error.
+
+    Source: equation (15) on the records; docs/model.md, projected reward and its sum
+    """
+    error, compared = 0.0, 0
+    for path in (hall(run), everything(run)):
+        records, weights = path.records, path.scenario.reward
+        scale_s = records.deadline_s if weights.latency_scale_s is None else weights.latency_scale_s
+        cost = weights.latency * np.minimum(records.latency_s / scale_s, weights.clip)
+        cost += weights.miss * ((records.latency_s > records.deadline_s) | records.dropped)
+        cost += weights.energy * records.energy_j / weights.energy_scale_j
+        error = _worse(error, path.team_reward.sum() / -cost.sum() - 1.0)
+        compared += len(records)
+    return Exact(error, 1e-9, compared)
+
+
+@check("shared-cell", "paths")
+def shared_cell(run: Run) -> Exact:
+    """OFDMA: N uploads of a cell get B / N each at N times the SNR; upload time of every task again, in seconds.
+
+    Source: equations (3) and (4), TS 38.214 Table 5.1.3.1-2 for the rates
+    """
+    path = everything(run)
+    records, radio = path.records, path.scenario.radio
+    snr = np.asarray(path.links.uplink_snr, float)
+    fade, outage_s = np.asarray(path.requests.fade, float), np.asarray(path.requests.outage_s, float)
+    bits = np.asarray(path.requests.size_bit, float)
+    present = np.asarray(path.requests.present)
+    error, compared = 0.0, 0
+    for task in np.nonzero(records.option > 0)[0].tolist():
+        slot, row, server = int(records.decided_slot[task]), int(path.row[task]), int(records.option[task]) - 1
+        users = int(np.sum(present[slot] & (path.actions[slot] == server + 1))) + int(path.in_flight[slot, server])
+        signal = users * snr[int(records.device[task]), server] * fade[slot, row, server]
+        place = int(np.searchsorted(MCS_SNR_THRESHOLDS, signal, side="right")) - 1
+        rate = radio.uplink_share * radio.bandwidth_hz / users * (MCS_EFFICIENCIES[place] if place >= 0 else 0.0)
+        upload_s = outage_s[slot, row, server] + bits[slot, row] / max(rate, 1.0)
+        # Relative for links that carry almost nothing.
+        seen_s = records.upload_end_s[task] - records.decided_s[task]
+        error = _worse(error, (seen_s - upload_s) / max(1.0, upload_s))
+        compared += 1
+    return Exact(error, TOLERANCE_S, compared)
+
+
+@check("fades-above-floor", "paths")
+def fades_above_floor(run: Run) -> Exact:
+    """An upload waits a whole number of slots and then meets an SNR above the floor: largest shortfall.
+
+    Source: docs/model.md, outage
+    """
+    path = everything(run)
+    snr = np.asarray(path.links.uplink_snr, float)[np.asarray(path.requests.device)]
+    floor = least_snr(path.scenario.radio)
+    slots = np.asarray(path.requests.outage_s, float) / path.slot_s
+    short = np.maximum(1.0 - snr * np.asarray(path.requests.fade, float) / floor, 0.0)
+    error = max(float(short.max()), float(np.abs(slots - np.round(slots)).max()))
+    return Exact(error, TOLERANCE_S, slots.size)
+
+
+@check("bulletin-age", "paths")
+def bulletin_age(run: Run) -> Exact:
+    """With age k devices see the work left at every server exactly k slots ago, in seconds.
+
+    Source: Mitzenmacher 2000, How Useful Is Old Information (bulletin board, delay k)
+    """
+    path = everything(run)
+    age = path.scenario.slot.broadcast_age_slots
+    then = np.concatenate([np.zeros((age, path.wait_s.shape[1])), path.wait_s[: -age - 1]])
+    return Exact(_largest(path.seen_s - then), TOLERANCE_S, path.seen_s.size)
+
+
+@check("herding-by-age", "paths")
+def herding_by_age(run: Run) -> Exact:
+    """Greedy with age a: a + 1 batches in a row go to one server, of which batch i = 0, 1, ... waits i (w - D_t).
+
+    n requests of service s a slot, w = n s. Nobody hears of the first batch at a server before a + 1 slots have passed;
+    then the next empty server gets as many. Holds while no server is empty again: w > servers x D_t.
+    Source: derived; the herd of Mitzenmacher 2000 and Dahlin 2000
+    """
+    del run
+    age, batch, service_s, slot_s, servers = 3, 4, 1.5, 1.0, 5
+    with jax.enable_x64(True):
+        environment = Environment.from_scenario(queue_plant(slot_s=slot_s, servers=servers, rows=batch, age=age))
+        wait_s = np.asarray(_greedy_batches(environment, service_s, servers * (age + 1)))
+    place = np.arange(servers * (age + 1)) % (age + 1)
+    expected_s = place[:, None] * (batch * service_s - slot_s) + service_s * np.arange(batch)
+    return Exact(_largest(wait_s - expected_s), TOLERANCE_S, wait_s.size)
+
+
+@check("single-precision", "paths")
+def single_precision(run: Run) -> Exact:
+    """The same run in single precision: largest difference of any latency, in seconds.
+
+    Source: rounding of backlogs of minutes in float32, 1e-5 s a slot
+    """
+    double = hall(run).records.latency_s
+    single = run_path(load_scenario("hall-20x5", 0.6), run.seed, double=False).records.latency_s
+    if single.shape != double.shape:
+        return Exact(np.inf, 2e-3, double.size)
+    return Exact(_largest(single - double), 2e-3, double.size)
+
+
+def _virtual_work(path: Path) -> Iterator[tuple[int, float, float, float, float]]:
+    """Server, integral of the work left over a slot, work left at its start and end, and at the end by the state."""
+    records = path.records
+    for server, tasks in path.at_server():
+        ready_s = records.upload_end_s[tasks]
+        slots = np.floor(ready_s / path.slot_s).astype(int)
+        for slot in range(path.wait_s.shape[0] - 1):
+            left_s = before_s = float(path.wait_s[slot, server])
+            clock_s, area = slot * path.slot_s, 0.0
+            first, last = np.searchsorted(slots, [slot, slot + 1])
+            arrivals = [(float(records.upload_end_s[t]), float(path.service_s[t])) for t in tasks[first:last].tolist()]
+            for now_s, service_s in [*arrivals, ((slot + 1) * path.slot_s, 0.0)]:
+                fallen_s = max(left_s - (now_s - clock_s), 0.0)
+                area += 0.5 * (left_s**2 - fallen_s**2)
+                left_s, clock_s = fallen_s + service_s, now_s
+            yield server, area, before_s, left_s, float(path.wait_s[slot + 1, server])
+
+
+def _rows(outcome: Outcome) -> NDArray[np.int64]:
+    """Row of the request table of every record, in the order of `task_records`."""
+    final = np.asarray(outcome.final)
+    decided, row = np.asarray(outcome.decided_slot)[final], np.asarray(outcome.row)[final]
+    return row[np.lexsort((row, decided))].astype(np.int64)
+
+
+def _largest(differences: Floats) -> float:
+    """The largest absolute value; what is not a number counts as infinite."""
+    return float(np.max(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf)))
+
+
+def _worse(error: float, *more: Any) -> float:
+    """The larger error; what is not a number counts as infinite."""
+    return max([error, *(abs(float(value)) if np.isfinite(value) else np.inf for value in more)])
+
+
+@eqx.filter_jit
+def _episode(environment: Environment, start: State, actions: Any, slots: int) -> Any:
+    servers = jnp.arange(environment.servers)
+
+    def slot(state: State, action: Any) -> tuple[State, Any]:
+        present = state.requests.present & (state.slot < slots)
+        state = state._replace(requests=state.requests._replace(present=present))
+        observation = environment.observe(state)
+        # A dead link would keep its upload for hours: what the mask forbids runs on the device.
+        allowed = jnp.take_along_axis(observation.mask, action[:, None], axis=1)[:, 0]
+        action = jnp.where(allowed, action, 0)
+        seen = option(observation, "backlog_s")[0, 1:]
+        at_server = state.uploads.present[:, None] & (state.uploads.server[:, None] == servers)
+        wait_s = jnp.min(state.servers.free_s, axis=1)
+        after, reward, outcome = environment.step(state, action)
+        return after, (state.requests, action, outcome, wait_s, jnp.sum(at_server, axis=0), seen, reward.team)
+
+    return jax.lax.scan(slot, start, actions)
+
+
+@eqx.filter_jit
+def _greedy_batches(environment: Environment, service_s: float, slots: int) -> Any:
+    """Waits of batches that fill the request table in every slot, decided by greedy."""
+    zero = jnp.zeros(environment.requests)
+    requests = explicit(environment, zero == 0, zero, zero + service_s, zero + NEVER_S)
+
+    def slot(state: State, key: Any) -> tuple[State, Any]:
+        action = Greedy().choose(environment.observe(state), key)
+        after, _, outcome = environment.step(state, action, requests=requests)
+        return after, outcome.account.queue_s[environment.plant.switches.uploads :]
+
+    state = environment.reset(seeds(0, 1)[0])._replace(requests=requests)
+    return jax.lax.scan(slot, state, jax.random.split(jax.random.key(0), slots))[1]
