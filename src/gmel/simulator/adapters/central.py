@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.simulator.adapters.devices import in_time, latency_s, usable
 from gmel.simulator.adapters.episode import RewardFunction
@@ -70,6 +70,9 @@ class Seen(NamedTuple):
     reward: Float[Array, ""]
     truncated: Bool[Array, ""]
     tally: Tally
+
+
+_Round = tuple[Central, Float[Array, ""], Tally]
 
 
 def central_columns(environment: Environment, decide: Decide) -> tuple[str, ...]:
@@ -238,14 +241,13 @@ def _pass(
     reward: RewardFunction | None,
 ) -> tuple[Central, Float[Array, ""], Tally]:
     """Lets slots happen until there is something to decide or the episode is over."""
-    Carry = tuple[Central, Float[Array, ""], Tally]
 
-    def idle(carry: Carry) -> Bool[Array, ""]:
+    def idle(carry: _Round) -> Bool[Array, ""]:
         central = carry[0]
         waiting = central.state.requests.present & ~central.decided
         return ~jnp.any(waiting) & (central.state.slot < slots)
 
-    def happen(carry: Carry) -> Carry:
+    def happen(carry: _Round) -> _Round:
         central, earned, tally = carry
         after, total, tally = _slot(environment, central.state, central.option, tally, reward)
         # The team's reward was paid request by request.

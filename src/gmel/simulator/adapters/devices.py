@@ -92,7 +92,9 @@ def choices(
     return option, beyond.astype(jnp.int32)
 
 
-def usable(observation: Observation, option: Int[Array, "requests"]) -> tuple[Int[Array, "requests"], Bool[Array, "requests"]]:
+def usable(
+    observation: Observation, option: Int[Array, "requests"]
+) -> tuple[Int[Array, "requests"], Bool[Array, "requests"]]:
     """Masked options replaced by the first that is allowed (the device itself where it can); and which were replaced.
 
     An upload without a link would never end. Random and unmasked learners choose such options all the time.
@@ -102,9 +104,7 @@ def usable(observation: Observation, option: Int[Array, "requests"]) -> tuple[In
     return jnp.where(allowed, option, first), observation.present & ~allowed
 
 
-def of_devices(
-    environment: Environment, state: State, values: Float[Array, "requests"]
-) -> Float[Array, "devices"]:
+def of_devices(environment: Environment, state: State, values: Float[Array, "requests"]) -> Float[Array, "devices"]:
     """Sum over the requests of each device."""
     total = jnp.zeros(environment.plant.switches.devices, values.dtype)
     return total.at[state.requests.device].add(jnp.where(state.requests.present, values, 0.0))

@@ -6,7 +6,7 @@ does both.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,15 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 from gmel.scenario.errors import InputError
 from gmel.scenario.schema import Scenario
-from gmel.simulator.adapters.central import Central, Decide, Seen, central_reset, central_step, central_width
+from gmel.simulator.adapters.central import (
+    Central,
+    Decide,
+    Seen,
+    central_columns,
+    central_reset,
+    central_step,
+    central_width,
+)
 from gmel.simulator.adapters.episode import (
     EpisodeSeeds,
     RewardFunction,
@@ -43,7 +51,12 @@ ID = "gmel/Central-v0"
 # The environment is an argument, so instances of the same plant share one compiled program.
 @partial(jax.jit, static_argnames=("scale", "slots", "decide"))
 def _reset(
-    environment: Environment, seeds: UInt32[Array, "n 2"], places: Int[Array, "n"], scale: Scale, slots: int, decide: Decide
+    environment: Environment,
+    seeds: UInt32[Array, "n 2"],
+    places: Int[Array, "n"],
+    scale: Scale,
+    slots: int,
+    decide: Decide,
 ) -> Seen:
     return jax.vmap(lambda seed, place: central_reset(environment, seed, place, scale, slots, decide))(seeds, places)
 
@@ -90,7 +103,7 @@ class _Scheduler:
             raise InputError(f"decide = {decide!r}: must be 'slot' or 'request'")
         if reward is not None and not callable(reward):
             raise InputError(
-                f"reward = {reward!r}: give None for the team's reward or a function of (state, action, outcome, reward)"
+                f"reward = {reward!r}: give None (the team's) or a function of (state, action, outcome, reward)"
             )
         self.site = open_site(scenario, load, trace, held_out, slots)
         self.decide: Decide = decide
@@ -134,7 +147,7 @@ class _Scheduler:
     def picture(self, seen: Seen, index: int) -> SlotPicture:
         """The decision that stands, of one environment."""
         one = jax.tree.map(lambda leaf: np.asarray(leaf)[index], seen)
-        central: Central = one.central
+        central: Any = one.central
         sent = np.bincount(central.option[central.decided], minlength=1 + self.site.environment.servers)
         return SlotPicture(
             int(central.state.slot), central.state.broadcasts.wait_s[0], sent.astype(np.int32), float(one.reward)
@@ -172,7 +185,7 @@ class GmelCentralEnv(gymnasium.Env[np.ndarray, Any]):
         InputError: an unknown scenario or trace, or a value out of its range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -194,6 +207,11 @@ class GmelCentralEnv(gymnasium.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self.observation_space = self._scheduler.observation_space
         self.action_space = self._scheduler.action_space
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the entries of an observation, in order."""
+        return central_columns(self.site.environment, self._scheduler.decide)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -312,9 +330,7 @@ class GmelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._over = self._over & ~which
         return np.array(self._seen.observation), _with_masks(_infos(self._seen), which)
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision in every environment.
 
         Raises:
@@ -384,6 +400,4 @@ def _with_masks(infos: dict[str, np.ndarray], which: np.ndarray) -> dict[str, An
     return infos | {f"_{name}": which.copy() for name in infos}
 
 
-gymnasium.register(
-    ID, entry_point=f"{__name__}:GmelCentralEnv", vector_entry_point=f"{__name__}:GmelVectorEnv"
-)
+gymnasium.register(ID, entry_point=f"{__name__}:GmelCentralEnv", vector_entry_point=f"{__name__}:GmelVectorEnv")

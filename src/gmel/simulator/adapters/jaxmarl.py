@@ -124,7 +124,8 @@ class GmelMultiAgentEnv:
         check_reward(reward)
         check_requests(requests_per_device)
         self.site = open_site(scenario, load, trace, held_out, slots)
-        self._k, self._reward = requests_per_device, reward
+        self._k = requests_per_device
+        self._reward: Credit | RewardFunction = reward
         environment = self.site.environment
         self.num_agents = environment.plant.switches.devices
         self.agents = [f"device_{number}" for number in range(self.num_agents)]
@@ -242,7 +243,8 @@ class GmelMultiAgentEnv:
 def _space_types() -> tuple[Any, Any, Any]:
     """Box, Discrete and MultiDiscrete: JaxMARL's where it is installed, else our own."""
     try:
-        from jaxmarl.environments import spaces  # noqa: PLC0415 -- optional, and slow to import
+        # Optional, and slow to import.
+        from jaxmarl.environments import spaces  # type: ignore[import-not-found]  # noqa: PLC0415
     except ImportError:
         return Box, Discrete, MultiDiscrete
     return spaces.Box, spaces.Discrete, spaces.MultiDiscrete

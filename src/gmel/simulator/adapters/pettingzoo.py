@@ -2,7 +2,7 @@
 
 import warnings
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         InputError: an unknown scenario or trace, or a value out of its range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {  # noqa: RUF012 -- as PettingZoo declares it
         "name": "gmel_v0",
         "render_modes": ["human", "ansi", "rgb_array"],
         "is_parallelizable": True,
@@ -135,7 +135,8 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         check_render_mode(render_mode, self.metadata["render_modes"])
         self.site = open_site(scenario, load, trace, held_out, slots)
         self.render_mode = render_mode
-        self._k, self._reward = requests_per_device, reward
+        self._k = requests_per_device
+        self._reward: Credit | RewardFunction = reward
         self._seeds = EpisodeSeeds(self.site.environment)
         self._state: State | None = None
         self._last: _Seen | None = None
@@ -167,7 +168,7 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
             -BOUND, BOUND, (environment.requests * flat_width(environment.servers),), np.float32
         )
 
-    def observation_space(self, agent: str) -> spaces.Dict:
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
         """`observation`: flat float32 vector; `action_mask`: int8, one entry an option (a tuple of them with k > 1)."""
         return self.observation_spaces[agent]
 
@@ -253,7 +254,9 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         try:
             table = np.array([actions[agent] for agent in self.agents])
         except KeyError as error:
-            raise ValueError(f"actions: none for {error}; every agent acts in every slot (0 where it has no request)") from None
+            raise ValueError(
+                f"actions: none for {error}; every agent acts in every slot (0 where it has no request)"
+            ) from None
         table = table.reshape(len(self.agents), -1)
         options = 1 + self.site.environment.servers
         if table.shape[1] != self._k or table.dtype.kind not in "iu" or (table < 0).any() or (table >= options).any():
