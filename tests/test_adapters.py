@@ -344,14 +344,17 @@ def test_instances_share_nothing(make: Callable[[], Any]) -> None:
 
 
 def test_no_global_generator_is_used(make: Callable[[], Any]) -> None:
-    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
-    make().reset()
-    make().reset(seed=1)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]  # noqa: NPY002
-    np.random.seed(0)  # noqa: NPY002
-    first = make().reset()
-    np.random.seed(0)  # noqa: NPY002
-    assert not same(first, make().reset())
+    """Not read (unseeded instances differ though the global generators agree), and NumPy's not advanced."""
+
+    def unseeded() -> Any:
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        seen = make().reset()
+        assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
+        return seen
+
+    assert not same(unseeded(), unseeded())
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
@@ -428,13 +431,13 @@ def test_marginal_rewards_are_what_the_request_costs() -> None:
 def test_vector_environment_is_a_row_of_single_ones(decide: str, mode: AutoresetMode) -> None:
     """Observations, rewards, ends and infos as Gymnasium's own vector environment gives them, over several episodes."""
     make = partial(GmelCentralEnv, PLANT, slots=3, decide=decide)
-    ours = GmelVectorEnv(3, PLANT, slots=3, decide=decide, autoreset_mode=mode)
-    theirs = SyncVectorEnv([make] * 3, autoreset_mode=mode)
+    ours = GmelVectorEnv(2, PLANT, slots=3, decide=decide, autoreset_mode=mode)
+    theirs = SyncVectorEnv([make] * 2, autoreset_mode=mode)
     assert ours.single_observation_space == theirs.single_observation_space
     assert ours.action_space == theirs.action_space
     assert same(ours.reset(seed=8), theirs.reset(seed=8))
     generator, ends = np.random.default_rng(0), 0
-    for _ in range(40):
+    for _ in range(24):
         actions = generator.integers(0, OPTIONS, ours.action_space.shape)
         got, expected = ours.step(actions), theirs.step(actions)
         assert same(got[:4], expected[:4])
@@ -446,12 +449,12 @@ def test_vector_environment_is_a_row_of_single_ones(decide: str, mode: Autoreset
             assert same(fresh[0], known[0])
             assert same_infos(fresh[1], known[1], got[3])
         else:
-            assert same_infos(got[4], expected[4], np.ones(3, bool))
+            assert same_infos(got[4], expected[4], np.ones(2, bool))
         if mode is AutoresetMode.SAME_STEP:
             assert ("final_obs" in got[4]) == got[3].any()
             for index in np.flatnonzero(got[3]):
                 np.testing.assert_allclose(got[4]["final_obs"][index], expected[4]["final_obs"][index], atol=1e-5)
-    assert ends >= 6
+    assert ends >= 4
 
 
 def same_infos(ours: dict[str, Any], theirs: dict[str, Any], which: np.ndarray) -> bool:
@@ -640,6 +643,7 @@ def ippo(marl: GmelMultiAgentEnv, updates: int, count: int = 32, steps: int = 16
     return np.asarray(train(jax.random.key(7)))
 
 
+@pytest.mark.slow
 def test_independent_ppo_learns_in_one_compiled_program() -> None:
     """The first update acts at random (the logits start at zero)."""
     curve = ippo(GmelMultiAgentEnv(small_plant(devices=4), slots=50, reward="own"), updates=120)
@@ -669,14 +673,19 @@ def test_stable_baselines3_learns_through_gymnasium() -> None:
 
 
 def test_trace_starts_where_it_is_told() -> None:
-    make = partial(parallel_env, "factory", slots=4)
-    first, _ = make().reset(seed=1, options={"trace_slot": 3})
-    again, _ = make().reset(seed=1, options={"trace_slot": 3})
-    elsewhere, _ = make().reset(seed=1, options={"trace_slot": 4})
-    assert same(first, again)
-    assert not same(first, elsewhere)
-    held_out, _ = make(held_out=True).reset(seed=1, options={"trace_slot": 3})
-    assert not same(first, held_out)
+    def work_of(place: int, held_out: bool = False) -> list[float]:
+        """What the devices are asked for in a slot of the trace."""
+        parallel = parallel_env("factory", slots=9, held_out=held_out)
+        seen, _ = parallel.reset(seed=1, options={"trace_slot": place})
+        return [float(seen[agent]["observation"][1]) for agent in parallel.agents]
+
+    trace = parallel_env("factory").site.environment.trace
+    assert trace is not None
+    first, second = np.flatnonzero(np.asarray(trace.present).any(axis=1))[:2].tolist()
+    assert work_of(first) == work_of(first)
+    assert any(work_of(first))
+    assert work_of(first) != work_of(second)
+    assert work_of(first) != work_of(first, held_out=True)
 
 
 def test_full_table_of_uploads_is_an_error() -> None:

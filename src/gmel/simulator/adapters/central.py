@@ -95,7 +95,7 @@ def central_reset(
     seed: UInt32[Array, "2"],
     place: Int[Array, ""],
     scale: Scale,
-    slots: int,
+    slots: Int[Array, ""] | int,
     decide: Decide,
 ) -> Seen:
     """The first decision of an episode."""
@@ -110,7 +110,7 @@ def central_step(
     central: Central,
     action: Int[Array, "..."],
     scale: Scale,
-    slots: int,
+    slots: Int[Array, ""] | int,
     decide: Decide,
     reward: RewardFunction | None,
 ) -> Seen:
@@ -128,7 +128,7 @@ def look(
     reward: Float[Array, ""],
     tally: Tally,
     scale: Scale,
-    slots: int,
+    slots: Int[Array, ""] | int,
     decide: Decide,
 ) -> Seen:
     """What the scheduler sees: the servers as they are, uploads in flight included."""
@@ -207,7 +207,7 @@ def _decide_request(
     environment: Environment,
     central: Central,
     action: Int[Array, ""],
-    slots: int,
+    slots: Int[Array, ""] | int,
     reward: RewardFunction | None,
 ) -> tuple[Central, Float[Array, ""], Tally]:
     """One request. Its reward is minus what the slot costs more with it, so that the rewards of a slot add up to the
@@ -237,7 +237,7 @@ def _pass(
     central: Central,
     earned: Float[Array, ""],
     tally: Tally,
-    slots: int,
+    slots: Int[Array, ""] | int,
     reward: RewardFunction | None,
 ) -> tuple[Central, Float[Array, ""], Tally]:
     """Lets slots happen until there is something to decide or the episode is over."""

@@ -74,12 +74,14 @@ def open_site(
     return Site(scenario, environment, scale_of(scenario), slots or scenario.episode.slots)
 
 
-def check_reward(reward: Credit | RewardFunction) -> None:
-    """Raises InputError where `reward` is neither a known name nor a function."""
-    if not callable(reward) and reward not in ("own", "team", "mixed"):
-        raise InputError(
-            f"reward = {reward!r}: give 'own', 'team', 'mixed' or a function of (state, action, outcome, reward)"
-        )
+def check_reward(reward: str | RewardFunction) -> Credit | RewardFunction:
+    """The reward as it is. Raises InputError where it is neither a known name nor a function."""
+    # One by one: pyright narrows no set.
+    if callable(reward) or reward == "own" or reward == "team" or reward == "mixed":  # noqa: PLR1714
+        return reward
+    raise InputError(
+        f"reward = {reward!r}: give 'own', 'team', 'mixed' or a function of (state, action, outcome, reward)"
+    )
 
 
 def check_requests(requests_per_device: int) -> None:

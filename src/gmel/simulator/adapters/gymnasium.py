@@ -49,25 +49,25 @@ ID = "gmel/Central-v0"
 
 
 # The environment is an argument, so instances of the same plant share one compiled program.
-@partial(jax.jit, static_argnames=("scale", "slots", "decide"))
+@partial(jax.jit, static_argnames=("scale", "decide"))
 def _reset(
     environment: Environment,
     seeds: UInt32[Array, "n 2"],
     places: Int[Array, "n"],
     scale: Scale,
-    slots: int,
+    slots: Int[Array, ""] | int,
     decide: Decide,
 ) -> Seen:
     return jax.vmap(lambda seed, place: central_reset(environment, seed, place, scale, slots, decide))(seeds, places)
 
 
-@partial(jax.jit, static_argnames=("scale", "slots", "decide", "reward"))
+@partial(jax.jit, static_argnames=("scale", "decide", "reward"))
 def _step(
     environment: Environment,
     central: Central,
     action: Int[Array, "n ..."],
     scale: Scale,
-    slots: int,
+    slots: Int[Array, ""] | int,
     decide: Decide,
     reward: RewardFunction | None,
 ) -> Seen:
@@ -96,18 +96,19 @@ class _Scheduler:
         trace: str | None,
         held_out: bool,
         slots: int | None,
-        decide: Decide,
-        reward: RewardFunction | None,
+        decide: str,
+        reward: str | RewardFunction | None,
     ) -> None:
-        if decide not in ("slot", "request"):
+        # One by one: pyright narrows no set.
+        if decide != "slot" and decide != "request":  # noqa: PLR1714
             raise InputError(f"decide = {decide!r}: must be 'slot' or 'request'")
-        if reward is not None and not callable(reward):
+        if isinstance(reward, str):
             raise InputError(
                 f"reward = {reward!r}: give None (the team's) or a function of (state, action, outcome, reward)"
             )
         self.site = open_site(scenario, load, trace, held_out, slots)
         self.decide: Decide = decide
-        self._reward = reward
+        self._reward: RewardFunction | None = reward
         environment = self.site.environment
         options = 1 + environment.servers
         self.observation_space = spaces.Box(-BOUND, BOUND, (central_width(environment, decide),), np.float32)
@@ -185,7 +186,10 @@ class GmelCentralEnv(gymnasium.Env[np.ndarray, Any]):
         InputError: an unknown scenario or trace, or a value out of its range.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata = {  # noqa: RUF012 -- as Gymnasium declares it
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,
@@ -195,8 +199,8 @@ class GmelCentralEnv(gymnasium.Env[np.ndarray, Any]):
         trace: str | None = None,
         held_out: bool = False,
         slots: int | None = None,
-        decide: Decide = "request",
-        reward: RewardFunction | None = None,
+        decide: str = "request",
+        reward: str | RewardFunction | None = None,
         render_mode: str | None = None,
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
@@ -287,8 +291,8 @@ class GmelVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         trace: str | None = None,
         held_out: bool = False,
         slots: int | None = None,
-        decide: Decide = "request",
-        reward: RewardFunction | None = None,
+        decide: str = "request",
+        reward: str | RewardFunction | None = None,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:

@@ -119,13 +119,12 @@ class GmelMultiAgentEnv:
         held_out: bool = False,
         slots: int | None = None,
         requests_per_device: int = 1,
-        reward: Credit | RewardFunction = "mixed",
+        reward: str | RewardFunction = "mixed",
     ) -> None:
-        check_reward(reward)
         check_requests(requests_per_device)
         self.site = open_site(scenario, load, trace, held_out, slots)
         self._k = requests_per_device
-        self._reward: Credit | RewardFunction = reward
+        self._reward: Credit | RewardFunction = check_reward(reward)
         environment = self.site.environment
         self.num_agents = environment.plant.switches.devices
         self.agents = [f"device_{number}" for number in range(self.num_agents)]

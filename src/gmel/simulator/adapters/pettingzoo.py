@@ -127,16 +127,15 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         held_out: bool = False,
         slots: int | None = None,
         requests_per_device: int = 1,
-        reward: Credit | RewardFunction = "mixed",
+        reward: str | RewardFunction = "mixed",
         render_mode: str | None = None,
     ) -> None:
-        check_reward(reward)
         check_requests(requests_per_device)
         check_render_mode(render_mode, self.metadata["render_modes"])
         self.site = open_site(scenario, load, trace, held_out, slots)
         self.render_mode = render_mode
         self._k = requests_per_device
-        self._reward: Credit | RewardFunction = reward
+        self._reward = check_reward(reward)
         self._seeds = EpisodeSeeds(self.site.environment)
         self._state: State | None = None
         self._last: _Seen | None = None
