@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +89,8 @@ def functional(calls: int) -> list[Measured]:
 
 def pettingzoo(calls: int) -> list[Measured]:
     """One plant, 20 agents."""
-    parallel = parallel_env(SCENARIO, requests_per_device=1)
+    warnings.filterwarnings("ignore", message=".*beyond requests_per_device")
+    parallel = parallel_env(SCENARIO)
     parallel.reset(seed=0)
     drawn = np.random.default_rng(0).integers(0, 6, (64, len(parallel.agents))).tolist()
 
