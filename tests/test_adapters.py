@@ -624,8 +624,7 @@ def ippo(marl: GmelMultiAgentEnv, updates: int, count: int = 32, steps: int = 16
         weights, moments, states, obs = carry
         keys = jax.random.split(key, steps)
         (_, states, obs), batch = jax.lax.scan(collect, (weights, states, obs), keys)
-        # Decisions cost at once what they are projected to cost: the reward itself is the target.
-        batch = (*batch[:5], batch[5])
+        # Decisions cost at once what they are projected to cost: the reward itself is the target of the value.
 
         def epoch(carry: Any, _: None) -> Any:
             weights, moments = carry
@@ -726,7 +725,7 @@ def test_unreachable_servers_are_never_waited_for() -> None:
         with_task = [agent for agent in parallel.agents if seen[agent]["observation"][0]]
         masked += sum(not seen[agent]["action_mask"][1] for agent in with_task)
         seen, _, _, _, infos = parallel.step(dict.fromkeys(parallel.agents, 1))
-        replaced += sum(info["replaced"] - 0 for info in infos.values())
+        replaced += sum(info["replaced"] for info in infos.values())
     assert replaced >= masked > 0
 
 

@@ -175,13 +175,12 @@ class GmelMultiAgentEnv:
             actions: of each agent.
             reset_state: start of the next episode in place of a drawn one.
         """
-        obs, after, rewards, dones, infos = self.step_env(key, state, actions)
+        _, after, rewards, dones, infos = self.step_env(key, state, actions)
         fresh = self._start(key) if reset_state is None else reset_state
         over = dones["__all__"]
         after = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, after)
-        begun = self._observe(fresh)
-        obs = {agent: jnp.where(over, begun[agent], obs[agent]) for agent in self.agents}
-        return obs, after, rewards, dones, infos
+        # Observed once, after the choice between both; the compiler leaves out what `step_env` observed.
+        return self._observe(after), after, rewards, dones, infos
 
     def step_env(
         self, key: Key, state: State, actions: dict[str, Int[Array, "..."]]
