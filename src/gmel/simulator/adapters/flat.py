@@ -1,0 +1,106 @@
+"""The flat view: an observation of the simulator as vectors of fixed length, of order one, for ordinary networks.
+
+The simulator itself speaks SI units and tables of requests; learners with a multilayer perceptron want a vector. Times
+are in units of `Scale.time_s` and compressed by sign(x) log(1 + |x|), so that a backlog of minutes does not drown
+milliseconds.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gmel.scenario.schema import Scenario
+from gmel.simulator.state import Observation, option, task
+
+__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "Scale", "flat_columns", "flat_rows", "flat_width", "scale_of"]
+
+BOUND = 20.0
+"""All entries lie within [-BOUND, BOUND]: half a billion times the scale is cut off."""
+
+FLAT_TASK = ("has_task", "work", "size_bit", "deadline_s", "waited_s", "own_requests", "own_backlog_s")
+"""First columns of a flat row. `has_task` is 1 or 0; `own_requests` counts the other requests of the device."""
+
+FLAT_OPTION = (
+    "allowed",
+    "upload_s",
+    "backlog_s",
+    "switch_s",
+    "service_s",
+    "download_s",
+    "previous_s",
+    "own_unseen_s",
+    "expected_s",
+)
+"""Columns of each option, option 0 first. `allowed` is the mask; `expected_s` = max(upload, backlog) + switch + service
++ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`) is left out."""
+
+
+class Scale(NamedTuple):
+    """Constants that bring the quantities of a plant to order one."""
+
+    time_s: float
+    size_bit: float
+    work: float
+
+
+def scale_of(scenario: Scenario) -> Scale:
+    """Service time of a mean request on a mean GPU, mean size, mean work."""
+    work = scenario.mean_work
+    time_s = work * sum(server.gpus for server in scenario.servers) / scenario.capacity
+    if scenario.tasks.kind == "uniform":
+        assert scenario.tasks.bits_in is not None  # guaranteed by Tasks
+        size_bit = scenario.tasks.bits_in.mean
+    else:
+        popularity = sum(model.popularity for model in scenario.models)
+        size_bit = sum(model.popularity * model.bits_in.mean for model in scenario.models) / popularity
+    return Scale(time_s, max(size_bit, 1.0), work)
+
+
+def flat_width(servers: int) -> int:
+    """Length of the flat row of one request."""
+    return len(FLAT_TASK) + (1 + servers) * len(FLAT_OPTION)
+
+
+def flat_columns(servers: int, requests: int = 1) -> tuple[str, ...]:
+    """Names of the entries of a flat vector of `requests` rows, in order.
+
+    Example:
+        >>> flat_columns(servers=1)[7:9]
+        ('option 0 allowed', 'option 0 upload_s')
+    """
+    row = [*FLAT_TASK, *(f"option {choice} {name}" for choice in range(1 + servers) for name in FLAT_OPTION)]
+    return tuple(row) if requests == 1 else tuple(f"request {k} {name}" for k in range(requests) for name in row)
+
+
+def compressed(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """sign(x) log(1 + |x|)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def flat_rows(observation: Observation, scale: Scale) -> Float[Array, "requests width"]:
+    """Each row of the table of requests as a vector, float32; rows without a request are zero."""
+
+    def times(name: str) -> Float[Array, "requests options"]:
+        return option(observation, name) / scale.time_s
+
+    start = jnp.maximum(times("upload_s"), times("backlog_s"))
+    expected = start + times("switch_s") + times("service_s") + times("download_s")
+    columns = [observation.mask.astype(expected.dtype)]
+    columns += [compressed(times(name)) for name in FLAT_OPTION[1:-1]]
+    options = jnp.stack([*columns, compressed(expected)], axis=-1)
+    tasks = jnp.stack(
+        [
+            jnp.ones_like(expected[:, 0]),
+            compressed(task(observation, "work") / scale.work),
+            compressed(task(observation, "size_bit") / scale.size_bit),
+            *(compressed(task(observation, name) / scale.time_s) for name in ("deadline_s", "waited_s")),
+            task(observation, "own_requests") - 1.0,
+            compressed(task(observation, "own_backlog_s") / scale.time_s),
+        ],
+        axis=-1,
+    )
+    rows = jnp.concatenate([tasks, options.reshape(options.shape[0], -1)], axis=1)
+    rows = jnp.where(observation.present[:, None], jnp.clip(rows, -BOUND, BOUND), 0.0)
+    return jax.lax.convert_element_type(rows, jnp.float32)
