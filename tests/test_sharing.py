@@ -16,6 +16,8 @@ from gmel.physics.queueing import Queued, Servers, fifo_many_gpus
 from gmel.physics.sharing import Shared, SharedServers, Sharing, share
 
 NEVER = math.inf
+# One program for all examples of a shape.
+serve, fifo = jax.jit(share), jax.jit(fifo_many_gpus)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def run(
     plant = SharedServers(
         gpus * one, limit * one, beta * one, speed * one, jnp.zeros((servers, 0), bool), jnp.zeros((servers, 0))
     )
-    return jax.device_get(share(rows, plant, horizon_s, jnp.zeros(0), one))
+    return jax.device_get(serve(rows, plant, jnp.asarray(horizon_s), jnp.zeros(0), one))
 
 
 def test_two_tasks_share_a_gpu_by_hand() -> None:
@@ -187,7 +189,7 @@ def test_with_a_limit_of_the_gpus_it_is_first_in_first_out(tasks: list[Task], gp
             latest_start_s=jnp.asarray([task.latest_start_s for task in padded]),
         )
         state = Servers(free_s, jnp.zeros((1, 0), bool), jnp.zeros((1, 0)))
-        served, _ = jax.device_get(fifo_many_gpus(state, rows, 1.0, jnp.zeros(0), jnp.ones(1)))
+        served, _ = jax.device_get(fifo(state, rows, jnp.asarray(1.0), jnp.zeros(0), jnp.ones(1)))
     assert found.dropped.tolist() == served.dropped.tolist()
     kept = ~served.dropped
     np.testing.assert_allclose(found.start_s[kept], served.start_s[kept], rtol=0, atol=1e-9)
@@ -216,7 +218,7 @@ def test_slots_joined_are_the_whole() -> None:
         )
         one = jnp.ones(1)
         plant = SharedServers(2 * one, 3 * one, 0.5 * one, one, jnp.zeros((1, 0), bool), jnp.zeros((1, 0)))
-        later = jax.device_get(share(rows, plant, 2.0, jnp.zeros(0), one))
+        later = jax.device_get(serve(rows, plant, jnp.asarray(2.0), jnp.zeros(0), one))
     np.testing.assert_allclose(np.where(ended, now.end_s, later.end_s + 2.0), whole.end_s, rtol=0, atol=1e-9)
     np.testing.assert_allclose(np.where(ended, now.start_s, later.start_s + 2.0), whole.start_s, rtol=0, atol=1e-9)
 
@@ -240,7 +242,7 @@ def test_models_load_and_leave_by_least_recent_use(memory: float) -> None:
     )
     one = jnp.ones(1)
     plant = SharedServers(one, one, one, one, jnp.zeros((1, 3), bool), jnp.zeros((1, 3)))
-    found = jax.device_get(share(rows, plant, 1.0, jnp.full(3, 4.0), memory * one))
+    found = jax.device_get(serve(rows, plant, jnp.asarray(1.0), jnp.full(3, 4.0), memory * one))
     # Room for one: every change loads. Room for two: 0, 1 load, 0 is held, 2 loads in the place of 1, then 1 again.
     loads = [2.0, 2.0, 2.0, 2.0, 2.0] if memory == 4.0 else [2.0, 2.0, 0.0, 2.0, 2.0]
     np.testing.assert_allclose(found.switch_s, loads)

@@ -70,6 +70,14 @@ def less_work(right: Any, free_s: Any, rows: Any, horizon_s: Any) -> Any:
     return right(free_s, rows._replace(service_s=0.97 * rows.service_s), horizon_s)
 
 
+def faster_rounds(servers: Any) -> Any:
+    return servers._replace(beta=1.2 * servers.beta)
+
+
+def alone(servers: Any) -> Any:
+    return servers._replace(beta=0.0 * servers.beta)
+
+
 def last_in_first_out(right: Any, ready_s: Any) -> Any:
     return right(ready_s).T
 
@@ -163,17 +171,21 @@ MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
         "inf-path-loss",
         wrap(channel, "path_loss_db", lambda right, *args: right(*args) + 1e-6),
     ),
+    "rounds that grow a fifth too fast": (
+        "batching",
+        wrap(simulator, "share", lambda right, tasks, servers, *rest: right(tasks, faster_rounds(servers), *rest)),
+    ),
+    "processor sharing without the sharing": (
+        "mg1-sharing",
+        wrap(simulator, "share", lambda right, tasks, servers, *rest: right(tasks, alone(servers), *rest)),
+    ),
     "no shadowing": ("inf-snr-spread", wrap(links, "normal", lambda right, *bits: 0.0 * right(*bits))),
 }
 QUICK_MUTATIONS = {
     "3 % of the work lost",
     "last in, first out",
-    "Shannon without + 1",
     "ergodic rate off by 1e-6",
-    "AR(1) without the root",
     "path loss 0.3 dB high",
-    "no shadowing",
-    "noise dropped",
 }
 
 
@@ -334,7 +346,7 @@ def in_simpy(path: Any) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("plant", ["hall-20x5", "everything"])
+@pytest.mark.parametrize("plant", [pytest.param("hall-20x5", marks=pytest.mark.slow), "everything"])
 def test_simpy_agrees_on_the_same_trace(plant: str) -> None:
     path = run_path(everything_plant() if plant == "everything" else load_scenario(plant, 0.6), 11)
     found, records = in_simpy(path), path.records

@@ -5,7 +5,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gmel.policies.policy import Policy
-from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Slot, Tasks
+from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Service, Slot, Tasks
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import Outcome, Requests, State
 
@@ -29,6 +29,7 @@ __all__ = [
     "drive_policy",
     "poisson_instants",
     "queue_plant",
+    "sojourns",
     "task_mean",
     "waits",
 ]
@@ -63,13 +64,20 @@ def queue_plant(
     noise_sigma: float = 0.0,
     drop: bool = False,
     age: int = 0,
+    discipline: Literal["fifo", "sharing", "batching"] = "fifo",
+    concurrency: int | None = None,
+    round_share: float = 1.0,
 ) -> Scenario:
     """Alike servers of speed 1 behind links that cost no time; the device itself is far too slow to be chosen."""
     return Scenario(
         name="queue",
         slot=Slot(length_s=slot_s, broadcast_age_slots=age),
         devices=Devices(count=1, speed=1e-6),
-        servers=[Server(name=f"S{number}", speed=1.0, gpus=gpus) for number in range(servers)],
+        servers=[
+            Server(name=f"S{number}", speed=1.0, gpus=gpus, concurrency=concurrency, round_share=round_share)
+            for number in range(servers)
+        ],
+        service=Service(discipline=discipline),
         radio=Radio(model="uniform-snr", rate="shannon", fading="none", floor="clip", sharing="none", download=False),
         tasks=Tasks(
             kind="uniform",
@@ -108,6 +116,11 @@ def poisson_instants(
 def waits(outcome: Outcome) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Time in the queue of the final tasks."""
     return _total(outcome, outcome.account.queue_s)
+
+
+def sojourns(outcome: Outcome) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Time from the end of the upload to the end of the service of the final tasks."""
+    return _total(outcome, outcome.account.queue_s + outcome.account.switch_s + outcome.account.service_s)
 
 
 def task_mean(totals: tuple[Any, Any], warmup_slots: int) -> Floats:

@@ -5,6 +5,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from gmel.evaluation.validation.drive import (
     drive_policy,
     poisson_instants,
     queue_plant,
+    sojourns,
     task_mean,
     waits,
 )
@@ -32,7 +34,7 @@ from gmel.policies.rules import Greedy, LeastExpectedDelay, Proportional
 from gmel.simulator.environment import Environment
 from gmel.simulator.state import Outcome
 
-__all__ = ["erlang_b", "erlang_c_wait_s", "least_loaded_wait_s", "pollaczek_khinchine_s"]
+__all__ = ["birth_death_sojourn_s", "erlang_b", "erlang_c_wait_s", "least_loaded_wait_s", "pollaczek_khinchine_s"]
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +43,11 @@ LOAD = 0.6
 PER_SLOT = 2.0
 SLOT_S = PER_SLOT / LOAD
 SLOTS = 8000
+SHARED_SLOTS = 1500
+SHARED_ROWS = 80
+"""Places for tasks at a server that shares its time."""
+BATCH_RATE_PER_S = 1.0
+"""Arrivals at a server that does 1.6 tasks of mean work 1 per second in batches of 4."""
 WARMUP_SLOTS = 200
 """About 400 mean services; a queue at this load forgets in about twenty (1 / (1 - sqrt(load))^2)."""
 
@@ -64,6 +71,19 @@ def erlang_c_wait_s(rate_per_s: float, servers: int, mean_s: float = 1.0) -> flo
     loss = erlang_b(offered, servers)
     waiting = loss / (1.0 - offered / servers * (1.0 - loss))
     return waiting * mean_s / (servers - offered)
+
+
+def birth_death_sojourn_s(rate_per_s: float, limit: int, beta: float) -> float:
+    """Mean sojourn with exponential work of mean 1: n tasks progress at 1 / (1 + beta (n - 1)) each, `limit` at most.
+
+    Stationary law p_n ~ prod rate / (n r(n)); beyond the limit a geometric tail. Little's law gives the sojourn.
+    """
+    weight, total, number = 1.0, 1.0, 0.0
+    for count in range(1, 2000):
+        busy = min(count, limit)
+        weight *= rate_per_s * (1.0 + beta * (busy - 1)) / busy
+        total, number = total + weight, number + count * weight
+    return number / total / rate_per_s
 
 
 def least_loaded_wait_s(load: float, choices: int) -> float:
@@ -294,6 +314,43 @@ def herding_in_slot(run: Run) -> Sample:
     return Sample(per_slot / 2.0, *run.repeat(batch))
 
 
+@check("mg1-sharing", "queues")
+def mg1_sharing(run: Run) -> Sample:
+    """M/H2/1 with processor sharing: mean sojourn = E[S] / (1 - rho), whatever the law of the work.
+
+    Source: Kleinrock, Queueing Systems II, 1976, section 4.4 (insensitivity)
+    """
+    return _shared(run, 1.0 / (1.0 - LOAD), hyperexponential, discipline="sharing")
+
+
+@check("mm2-sharing", "queues")
+def mm2_sharing(run: Run) -> Sample:
+    """M/M/2 with processor sharing: mean sojourn as first in, first out, by Erlang C (birth and death).
+
+    Source: Kleinrock, Queueing Systems I, 1975, section 3.5
+    """
+    rate_per_s = 2 * LOAD
+    expected = 1.0 + erlang_c_wait_s(rate_per_s, 2)
+    return _shared(run, expected, exponential, gpus=2, rate_per_s=rate_per_s, discipline="sharing")
+
+
+@check("batching", "queues")
+def batching(run: Run) -> Sample:
+    """Batches of up to 4, a round of X takes (X + 1) / 2: mean sojourn of the birth and death process, by Little's law.
+
+    Source: Kleinrock, Queueing Systems I, 1975, section 3.1; law of a round: STACKING, arXiv 2511.19847
+    """
+    expected = birth_death_sojourn_s(BATCH_RATE_PER_S, 4, 0.5)
+    shape: dict[str, Any] = {"discipline": "batching", "concurrency": 4, "round_share": 0.5}
+    return _shared(run, expected, exponential, rate_per_s=BATCH_RATE_PER_S, **shape)
+
+
+def _shared(run: Run, expected: float, law: Law, *, rate_per_s: float = LOAD, **plant: Any) -> Sample:
+    """Mean sojourn at a server that works on several tasks at once; its events cost more than a queue's."""
+    table: dict[str, Any] = {"uploads": SHARED_ROWS, **plant}
+    return _explicit(run, expected, law, rate_per_s=rate_per_s, slots=SHARED_SLOTS, measure=sojourns, **table)
+
+
 def _explicit(
     run: Run,
     expected: float,
@@ -305,10 +362,11 @@ def _explicit(
     patience_s: float = NEVER_S,
     measure: Measure = waits,
     drop: bool = False,
+    **plant: Any,
 ) -> Sample:
-    """A statistic of one server with explicit Poisson instants."""
+    """A statistic of one server with explicit Poisson instants; `plant` goes to `queue_plant`."""
     slot_s = PER_SLOT / rate_per_s
-    environment = Environment.from_scenario(queue_plant(slot_s=slot_s, gpus=gpus, drop=drop))
+    environment = Environment.from_scenario(queue_plant(slot_s=slot_s, gpus=gpus, drop=drop, **plant))
 
     def batch(random: np.random.Generator) -> tuple[Floats, ...]:
         instants = poisson_instants(random, rate_per_s, slot_s, slots, run.replications, law, patience_s)
