@@ -5,6 +5,8 @@ TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 ARGS ?=
+# Plants often sit behind a proxy that inspects TLS: its certificate is the system's, not one that uv brings along.
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),true,false)
 
 .DEFAULT_GOAL := help
 .PHONY: help env run test test-slow check bench docs clean
