@@ -30,7 +30,7 @@ _INPUTS = 9
 class AfterstateCritic(eqx.Module):
     """V of an afterstate: a sum over the servers, each judged beside the mean of all. Any number of servers.
 
-    The last layer starts at zero: an untrained critic changes no credit.
+    The last layer starts small: an untrained critic hardly changes the credit.
     """
 
     scale: Scale = eqx.field(static=True)
