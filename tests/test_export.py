@@ -28,7 +28,7 @@ from safetensors.numpy import save as write_arrays
 import gmel
 from gmel.learning import export
 from gmel.learning.export import export_policy, load_actor, write_onnx
-from gmel.learning.networks import Actor, Scale, encode
+from gmel.learning.networks import Actor, Scale, direct, encode
 from gmel.policies import exported
 from gmel.policies.exported import OPTION_UNITS, TASK_UNITS, ExportedPolicy
 from gmel.scenario.errors import InputError
@@ -123,8 +123,10 @@ def tolerance(actor: Actor, arrays: Arrays) -> float:
     if actor.message is None:
         return TOLERANCE
     task, options, mask, present = (jnp.asarray(each) for each in arrays)
-    loudest = _loudest(actor, Observation(present, jnp.arange(len(task)), task, options, mask))
-    return max(TOLERANCE, 1e-6 * float(loudest))
+    observation = Observation(present, jnp.arange(len(task)), task, options, mask)
+    # The direct part is added to it, a sum whose terms are larger than itself.
+    terms = jnp.max(jnp.abs(direct(observation, SCALE)) @ jnp.abs(actor.direct_weights()))
+    return max(TOLERANCE, 1e-6 * float(_loudest(actor, observation) + terms))
 
 
 def difference(first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
