@@ -1,8 +1,6 @@
 """Traces: reading and refusing, filling, stretching, splitting, slots, writing, and the shipped data."""
 
 import gzip
-import math
-from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gmel.scenario import importers, trace
+from gmel.scenario import columns, importers, trace
 from gmel.scenario.errors import InputError
 from gmel.scenario.importers import RawTrace
 from gmel.scenario.load import parse_scenario
@@ -23,7 +19,6 @@ from gmel.scenario.trace import (
     fill_trace,
     read_trace,
     shipped_traces,
-    slot_table,
     split_trace,
     write_trace,
 )
@@ -292,7 +287,7 @@ def test_parquet_of_wrong_types_is_refused(tmp_path: Path, column: str, values: 
 
 
 def test_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importers, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(columns, "MAX_REQUESTS", 3)
     rows = ["time_s", "0", "1", "2", "3"]
     assert len(read_trace(lines(tmp_path, *rows[:-1]))) == 3
     # Refused while reading, before all of it is held.
@@ -303,7 +298,7 @@ def test_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_too_long_is_refused_by_code_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importers, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(columns, "MAX_REQUESTS", 3)
     with pytest.raises(InputError, match="more than 3 rows"):
         raw(time_s=np.arange(4.0))
 
@@ -327,275 +322,6 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
 
 
 # ---------------------------------------------------------------- filling
-
-
-def test_filling_is_the_same_for_a_seed_and_another_for_another() -> None:
-    requests, scenario = raw(time_s=np.arange(500.0)), plant()
-    one, two, other = (fill_trace(requests, scenario, seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one.model, two.model)
-    np.testing.assert_array_equal(one.deadline_s, two.deadline_s)
-    assert not np.array_equal(one.model, other.model)
-    assert set(one.filled) == {"device", "model", "images", "steps", "bits_in", "bits_out", "deadline_s"}
-    assert any("filled from scenario 'plant': device, model" in note for note in one.notes)
-    with pytest.raises(InputError, match="seed = -1"):
-        fill_trace(requests, scenario, -1)
-
-
-def test_giving_a_column_leaves_the_others_as_they_were() -> None:
-    times, scenario = np.arange(300.0), plant(tasks="repeat_model = 0.5")
-    free = fill_trace(raw(time_s=times), scenario)
-    given_model = fill_trace(raw(time_s=times, model=free.model), scenario)
-    given_deadline = fill_trace(raw(time_s=times, deadline_s=np.full(300, 7.0)), scenario)
-    for name in ("device", "model", "images", "steps", "bits_in", "bits_out", "deadline_s", "work"):
-        np.testing.assert_array_equal(getattr(given_model, name), getattr(free, name))
-        if name != "deadline_s":
-            np.testing.assert_array_equal(getattr(given_deadline, name), getattr(free, name))
-    assert "model" not in given_model.filled
-    assert given_deadline.deadline_s.tolist() == [7.0] * 300
-
-
-def test_filled_columns_follow_the_laws_of_the_scenario() -> None:
-    n = 40_000
-    filled = fill_trace(raw(time_s=np.arange(n)), plant(arrivals="device_skew = 1.0"))
-    shares = np.bincount(filled.model, minlength=3) / n
-    np.testing.assert_allclose(shares, [0.1, 0.6, 0.3], atol=0.01)
-    weights = 1 / np.arange(1, 9)
-    np.testing.assert_allclose(np.bincount(filled.device) / n, weights / weights.sum(), atol=0.01)
-    large = filled.model == 1
-    assert np.mean(filled.steps[large] == 40) == pytest.approx(0.1, abs=0.01)
-    assert np.mean(filled.images[large] == 4) == pytest.approx(0.3, abs=0.015)
-    assert set(filled.steps[filled.model == 0]) == {4}
-    assert 1e6 <= filled.bits_in[large].min() < 1.01e6
-    assert 1.99e6 < filled.bits_in[large].max() <= 2e6
-    np.testing.assert_array_equal(filled.bits_out[large], filled.images[large] * 8e6)
-    np.testing.assert_allclose(filled.work[large], filled.images[large] * (1 + 0.3 * filled.steps[large]))
-    assert filled.deadline_s.mean() == pytest.approx(35.0, abs=0.3)
-    # One stream each: what is drawn for one column says nothing of another.
-    assert abs(np.corrcoef(filled.deadline_s[large], filled.bits_in[large])[0, 1]) < 0.03
-
-
-def test_models_repeat_with_the_asked_probability() -> None:
-    n, repeat = 40_000, 0.6
-    filled = fill_trace(raw(time_s=np.arange(n)), plant(tasks=f"repeat_model = {repeat}"))
-    same = np.mean(filled.model[1:] == filled.model[:-1])
-    assert same == pytest.approx(repeat + (1 - repeat) * (0.1**2 + 0.6**2 + 0.3**2), abs=0.015)
-    np.testing.assert_allclose(np.bincount(filled.model) / n, [0.1, 0.6, 0.3], atol=0.02)
-
-
-def test_models_repeat_per_device_where_the_trace_names_devices() -> None:
-    n = 400
-    filled = fill_trace(raw(time_s=np.arange(n), device=np.arange(n) % 4), plant(tasks="repeat_model = 1.0"))
-    kept = [set(filled.model[filled.device == device].tolist()) for device in range(4)]
-    assert all(len(models) == 1 for models in kept)
-    # One chain for all would give one model in all; four first requests seldom agree, and with seed 0 do not.
-    assert len(set.union(*kept)) > 1
-
-
-def test_uniform_tasks_draw_work_and_size() -> None:
-    filled = fill_trace(raw(time_s=np.arange(4000.0), model=["x"] * 4000), plant(kind="uniform"))
-    assert filled.work.mean() == pytest.approx(2.5, abs=0.05)
-    assert 1.0 <= filled.work.min() <= filled.work.max() <= 4.0
-    assert filled.bits_in.mean() == pytest.approx(4.5e6, rel=0.02)
-    assert set(filled.bits_out) == {5e5}
-    assert set(filled.model) == {0}
-    assert "work" in filled.filled
-    assert any("without effect: model" in note for note in filled.notes)
-
-
-def test_device_labels_are_numbered_in_order_of_appearance() -> None:
-    filled = fill_trace(raw(time_s=np.arange(4.0), device=["cam", "agv", "cam", "arm"]), plant())
-    assert filled.device.tolist() == [0, 1, 0, 2]
-
-
-def test_too_many_devices_are_folded_and_said() -> None:
-    filled = fill_trace(raw(time_s=np.arange(20.0), device=[f"d{i}" for i in range(20)]), plant())
-    assert filled.device.tolist() == [i % 8 for i in range(20)]
-    assert any("20 devices of the trace folded onto 8" in note for note in filled.notes)
-
-
-def test_large_device_numbers_are_labels() -> None:
-    filled = fill_trace(raw(time_s=np.arange(3.0), device=[900, 5, 900]), plant())
-    assert filled.device.tolist() == [0, 1, 0]
-    assert any("numbered anew" in note for note in filled.notes)
-
-
-def test_model_labels_are_matched_by_popularity() -> None:
-    labels = ["rare", "often", "often", "some", "often", "some"]
-    filled = fill_trace(raw(time_s=np.arange(6.0), model=labels), plant())
-    assert filled.model.tolist() == [0, 1, 1, 2, 1, 2]  # popularity: large (1), medium (2), small (0)
-    assert any("often -> large" in note for note in filled.notes)
-
-
-def test_catalogue_names_stay_and_unknown_labels_take_what_is_left() -> None:
-    filled = fill_trace(raw(time_s=np.arange(4.0), model=["large", "x", "x", "y"]), plant())
-    assert filled.model.tolist() == [1, 2, 2, 0]
-
-
-def test_more_model_labels_than_entries_are_folded() -> None:
-    labels = [label for rank in range(5) for label in [f"m{rank}"] * (5 - rank)]
-    filled = fill_trace(raw(time_s=np.arange(15.0), model=labels), plant())
-    by_label = dict(zip(labels, filled.model.tolist(), strict=True))
-    assert [by_label[f"m{rank}"] for rank in range(5)] == [1, 2, 0, 1, 2]
-
-
-def test_groups_have_devices_in_proportion_to_their_requests() -> None:
-    group = np.repeat([3, 5], [300, 100])
-    filled = fill_trace(raw(time_s=np.arange(400.0), group=group), plant())
-    assert set(filled.device[group == 3]) == set(range(6))
-    assert set(filled.device[group == 5]) == {6, 7}
-    assert any("group 3: 6, group 5: 2" in note for note in filled.notes)
-
-
-@given(
-    st.lists(st.integers(1, 10_000), min_size=1, max_size=12),
-    st.integers(0, 100),
-)
-def test_every_group_has_a_device_and_none_is_left_over(requests: list[int], more: int) -> None:
-    count = len(requests) + more
-    sizes = trace._proportional(np.asarray(requests), count)
-    assert sizes.sum() == count
-    assert sizes.min() >= 1
-    exact = count * np.asarray(requests) / sum(requests)
-    if exact.min() >= 1:
-        assert np.abs(sizes - exact).max() < 1
-
-
-# ---------------------------------------------------------------- stretching and splitting
-
-
-times_lists = st.lists(st.floats(0, 1e4), min_size=2, max_size=60).map(sorted).filter(lambda t: t[-1] - t[0] > 1e-3)
-
-
-@given(times_lists, st.floats(0.1, 2.0), st.floats(0.0, 1.0))
-@settings(max_examples=50)
-def test_stretching_gives_exactly_the_asked_load(times: list[float], load: float, sigma: float) -> None:
-    scenario = plant(arrivals=f"load = {load}", tasks=f"noise_sigma = {sigma}")
-    filled = fill_trace(raw(time_s=times), scenario)
-    rate = (len(times) - 1) / filled.time_s[-1]
-    assert filled.time_s[0] == 0
-    assert rate * filled.work.mean() * math.exp(sigma**2 / 2) / 5.0 == pytest.approx(load, rel=1e-9)
-    # Only the scale of time changes.
-    relative = (np.asarray(times) - times[0]) / (times[-1] - times[0])
-    np.testing.assert_allclose(filled.time_s / filled.time_s[-1], relative, atol=1e-9)
-    assert any("time stretched by" in note for note in filled.notes)
-
-
-def test_stretching_to_a_rate_and_keeping_its_own_time() -> None:
-    requests = raw(time_s=[5.0, 6.0, 9.0, 15.0])
-    assert fill_trace(requests, plant(arrivals="rate_per_s = 2.0")).time_s.tolist() == [0.0, 0.15, 0.6, 1.5]
-    assert fill_trace(requests, plant()).time_s.tolist() == [0.0, 1.0, 4.0, 10.0]
-
-
-@pytest.mark.parametrize("times", [[3.0], [3.0, 3.0]])
-def test_a_trace_without_duration_cannot_be_stretched(times: list[float]) -> None:
-    with pytest.raises(InputError, match="'time_s' has no duration"):
-        fill_trace(raw(time_s=times), plant(arrivals="load = 0.7"))
-    assert len(fill_trace(raw(time_s=times), plant())) == len(times)
-
-
-@given(times_lists, st.floats(0.01, 0.99))
-@settings(max_examples=50)
-def test_splitting_loses_nothing(times: list[float], share: float) -> None:
-    whole = at(times)
-    train, test = split_trace(whole, share)
-    assert train.time_s[0] == test.time_s[0] == 0
-    for name in ("device", "model", "images", "steps", "bits_in", "bits_out", "deadline_s", "work"):
-        joined = np.concatenate([getattr(train, name), getattr(test, name)])
-        np.testing.assert_array_equal(joined, getattr(whole, name))
-    cut = share * whole.time_s[-1]
-    np.testing.assert_array_equal(train.time_s, whole.time_s[whole.time_s < cut])
-    np.testing.assert_array_equal(test.time_s, whole.time_s[whole.time_s >= cut] - whole.time_s[len(train)])
-
-
-def test_splitting_refuses_what_has_no_parts() -> None:
-    with pytest.raises(InputError, match="longer"):
-        split_trace(at([1.0, 1.0]), 0.5)
-    with pytest.raises(InputError, match="train_share = 1"):
-        split_trace(at([1.0, 2.0]), 1.0)
-
-
-# ---------------------------------------------------------------- slots
-
-
-def test_a_request_at_a_slot_start_is_decided_there() -> None:
-    table = slot_table(at([0.0, 0.1, 0.3, 0.35, 0.7, 1.1]), 0.1)
-    assert np.flatnonzero(table.present.any(axis=1)).tolist() == [0, 1, 3, 4, 7, 11]
-    np.testing.assert_allclose(table.generated_s[[1, 3, 7, 11], 0], 0, atol=1e-12)
-    assert table.generated_s[4, 0] == pytest.approx(-0.05)
-    assert table.delayed == 0
-    assert table.slot_s == 0.1
-
-
-slot_times = st.lists(
-    st.one_of(st.floats(0, 30), st.integers(0, 60).map(lambda half: half / 2)), min_size=1, max_size=80
-).map(sorted)
-
-
-def rows_of(table: trace.SlotTable) -> np.ndarray:
-    """Requests in order of slot and row."""
-    return table.request[table.present]
-
-
-@given(slot_times, st.sampled_from([0.1, 0.25, 1.0, 3.0]))
-def test_slots_conserve_requests_and_their_order(times: list[float], slot_s: float) -> None:
-    whole = at(times)
-    table = slot_table(whole, slot_s)
-    np.testing.assert_array_equal(rows_of(table), np.arange(len(times)))
-    for name, column in (("size_bit", "bits_in"), *((n, n) for n in ("device", "model", "images", "steps"))):
-        np.testing.assert_array_equal(getattr(table, name)[table.present], getattr(whole, column))
-    for name in ("bits_out", "work", "deadline_s"):
-        np.testing.assert_array_equal(getattr(table, name)[table.present], getattr(whole, name))
-        assert not getattr(table, name)[~table.present].any()
-    assert (table.request[~table.present] == -1).all()
-    # Rows are filled from 0 on; the fullest slot decides the width.
-    assert (table.present[:, 1:] <= table.present[:, :-1]).all()
-    assert table.present.sum(axis=1).max() == table.present.shape[1]
-    generated = table.generated_s[table.present]
-    assert (generated <= 0).all()
-    assert (generated > -slot_s).all()
-    starts = np.nonzero(table.present)[0] * slot_s
-    np.testing.assert_allclose(starts + generated, whole.time_s, rtol=0, atol=1e-8)
-    assert table.delayed == 0
-
-
-@given(slot_times, st.sampled_from([0.25, 1.0, 3.0]), st.integers(1, 5))
-def test_the_surplus_waits_first_in_first_out(times: list[float], slot_s: float, capacity: int) -> None:
-    whole = at(times)
-    table = slot_table(whole, slot_s, capacity)
-    assert table.present.shape[1] == capacity
-    np.testing.assert_array_equal(rows_of(table), np.arange(len(times)))
-    # The same by a queue, slot after slot.
-    due = Counter(math.ceil(t / slot_s - 1e-9) for t in whole.time_s.tolist())
-    waiting: deque[tuple[int, int]] = deque()
-    expected: list[int] = []
-    delayed = slot = number = 0
-    while number < len(times) or waiting:
-        waiting.extend((number + i, slot) for i in range(due.get(slot, 0)))
-        number += due.get(slot, 0)
-        for _ in range(min(capacity, len(waiting))):
-            _, came = waiting.popleft()
-            expected.append(slot)
-            delayed += came < slot
-        slot += 1
-    slots = np.nonzero(table.present)[0]
-    assert slots.tolist() == expected
-    assert table.delayed == delayed
-    assert table.present.shape[0] == expected[-1] + 1
-    np.testing.assert_allclose(slots * slot_s + table.generated_s[table.present], whole.time_s, rtol=0, atol=1e-8)
-
-
-def test_slot_tables_refuse_what_they_cannot_hold() -> None:
-    with pytest.raises(InputError, match=r"slot.length_s = 0"):
-        slot_table(at([0.0]), 0.0)
-    with pytest.raises(InputError, match="max_per_slot = 0"):
-        slot_table(at([0.0]), 1.0, 0)
-    with pytest.raises(InputError, match="slots"):
-        slot_table(at([0.0, 3e8]), 1e-9)
-    with pytest.raises(InputError, match=r"slots x 4096 rows"):
-        slot_table(at([0.0, 1e6]), 1.0, 4096)
-
-
-# ---------------------------------------------------------------- writing
 
 
 @pytest.mark.parametrize("name", ["my.csv", "my.csv.gz", "my.parquet"])

@@ -40,16 +40,14 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
+from gmel.scenario.columns import file_columns, is_file, printable
 from gmel.scenario.errors import InputError
 from gmel.scenario.importers import (
     ATTRIBUTION_AZURE,
     COLUMNS,
     RawTrace,
     detect,
-    file_columns,
     import_table,
-    is_file,
-    printable,
 )
 from gmel.scenario.schema import Choice, Range, Scenario
 
