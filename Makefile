@@ -29,10 +29,10 @@ run: env  ## the main job: train, evaluate beside the ladder, leave a report (AR
 	$(RUN) gmel run $(ARGS)
 
 test: env  ## the quick tests
-	$(RUN) pytest -n auto $(ARGS)
+	$(RUN) pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: env  ## the slow tests as well
-	$(RUN) pytest -n auto -m "slow or not slow" $(ARGS)
+	$(RUN) pytest -n auto --dist worksteal -m "slow or not slow" $(ARGS)
 
 check: env  ## lint, format and types
 	$(RUN) ruff check .

@@ -23,6 +23,7 @@ from gmel.simulator.adapters.jaxmarl import GmelMultiAgentEnv
 from gmel.simulator.adapters.pettingzoo import GmelParallelEnv, env, parallel_env
 from gmel.simulator.environment import Environment
 from gmel.simulator.records import Records, task_records
+from gmel.simulator.scale import scale_of
 from gmel.simulator.state import Outcome, Reward, State, option, task
 from small_plants import RADIO, small_plant
 
@@ -93,7 +94,7 @@ def same(one: Any, other: Any) -> bool:
 def test_flat_rows_by_hand() -> None:
     environment = Environment.from_scenario(PLANT)
     state = reset(environment, jnp.asarray(seed_words(SEED)))
-    seen, scale = observe(environment, state), flat.scale_of(PLANT)
+    seen, scale = observe(environment, state), scale_of(PLANT)
     # Work 0.5 ... 2 on three servers with 6 work units/s; 1 ... 8 Mbit.
     assert scale == pytest.approx((1.25 / 2.0, 4.5e6, 1.25))
     rows = np.asarray(flat.flat_rows(seen, scale))
@@ -115,7 +116,7 @@ def test_flat_view_is_bounded_and_signed() -> None:
     environment = Environment.from_scenario(PLANT)
     seen = observe(environment, reset(environment, jnp.asarray(seed_words(SEED))))
     extreme = seen._replace(task=seen.task.at[0].set(-1e30), options=seen.options.at[0].set(1e30))
-    rows = np.asarray(flat.flat_rows(extreme, flat.scale_of(PLANT)))
+    rows = np.asarray(flat.flat_rows(extreme, scale_of(PLANT)))
     assert np.isfinite(rows).all()
     assert rows.min() == -flat.BOUND
     assert rows.max() == flat.BOUND
@@ -139,7 +140,7 @@ def with_requests(environment: Environment, of_devices: list[int]) -> State:
 
 def test_several_requests_of_a_device() -> None:
     """Each action decides one request in the order of the table; what is beyond them follows the last one."""
-    environment, scale = Environment.from_scenario(PLANT), flat.scale_of(PLANT)
+    environment, scale = Environment.from_scenario(PLANT), scale_of(PLANT)
     state = with_requests(environment, [2, 0, 2, 2, 1, 2])
     view = device_view(environment, state, scale, 2)
     work = np.asarray(view.observation).reshape(4, 2, -1)[:, :, 1]

@@ -8,9 +8,9 @@ import pytest
 
 from gmel.learning.afterstate import AfterstateCritic, lambda_returns
 from gmel.learning.algorithm import make_task
-from gmel.learning.networks import Scale
 from gmel.learning.registry import make_algorithm
 from gmel.simulator.environment import Afterstate, Environment, seeds
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import State
 from small_plants import small_plant
 

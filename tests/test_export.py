@@ -24,10 +24,11 @@ from onnx.reference import ReferenceEvaluator
 import gmel
 from gmel.learning import export
 from gmel.learning.export import export_policy, load_actor, write_onnx
-from gmel.learning.networks import Actor, Scale, direct, encode
+from gmel.learning.networks import Actor, direct, encode
 from gmel.policies import exported
 from gmel.policies.exported import OPTION_UNITS, TASK_UNITS, ExportedPolicy
 from gmel.scenario.errors import InputError
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation
 
 SCALE = Scale(time_s=2.5, size_bit=4e6, work=1.25)

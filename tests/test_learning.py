@@ -20,13 +20,14 @@ from gmel.learning.clipped import entropy, generalised_advantage, pack, row_capa
 from gmel.learning.idqn import next_request
 from gmel.learning.maddpg import relaxed
 from gmel.learning.mappo import FlatCritic
-from gmel.learning.networks import Actor, AttentionCritic, Scale
+from gmel.learning.networks import Actor, AttentionCritic
 from gmel.learning.registry import ALGORITHMS, make_algorithm
 from gmel.policies.policy import StatelessPolicy
 from gmel.policies.rules import Greedy, Proportional
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation
 
 # ---------------------------------------------------------------------------------------------------------------------

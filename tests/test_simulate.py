@@ -1,7 +1,6 @@
 """`gmel simulate` and the scenario commands beside it, as a user types them."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -10,7 +9,6 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 import pytest
 
-from gmel.cli.main import main
 from gmel.cli.progress import ConsoleReporter
 from gmel.evaluation import simulate as simulation
 from gmel.evaluation.episodes import Measured, run_episodes
@@ -27,6 +25,7 @@ from gmel.simulator.build import build_environments
 from gmel.simulator.environment import seeds
 from gmel.simulator.links import draw_links, draw_positions_m
 from small_plants import small_plant
+from test_cli import gmel
 
 SIZE = ["--episodes", "2", "--slots", "40"]
 
@@ -49,32 +48,22 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_policy(actor, folder, scenario_digest=digest(scenario), scenario_name="small", training=training)
 
 
-def gmel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    before = sys.argv
-    sys.argv = ["gmel", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            main()
-    finally:
-        sys.argv = before
-    shown = capsys.readouterr()
-    return int(stop.value.code or 0), shown.out, shown.err
-
-
 def figures(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:
     code, out, err = gmel(capsys, "simulate", *words, "--json")
     assert code == 0, err
     return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def test_rules_have_the_labels_of_the_ladder() -> None:
-    tuned = Tuned(1.0, (0.0,) * 7)
-    for entry in ladder(tuned):
-        label, make = simulation.RULES[entry.name]
-        assert label == entry.label
-        assert type(make(tuned)) is type(entry.policy)
-        assert make(tuned).mode == entry.policy.mode
+def test_ladder_has_its_rungs_in_order() -> None:
+    tuned = Tuned(2.0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
+    entries = ladder(tuned)
+    assert [entry.rung for entry in entries] == ["L0", None, "L1", "L2", "L3", "L4", "L4", "L4", "L5"]
+    kinds = [type(entry.policy).__name__ for entry in entries]
+    assert kinds[:5] == ["Proportional", "Greedy", "LeastExpectedDelay", "Softmax", "Softmax7"]
+    assert kinds[5:] == ["EarliestFinish", "Coordinated", "BestResponse", "SlotOptimum"]
+    assert [entry.policy.mode for entry in entries[5:]] == ["central", "communicating", "central", "central"]
+    assert float(entries[3].policy.temperature_s) == 2.0
+    assert entries[4].policy.theta.tolist() == list(tuned.theta)
 
 
 @pytest.mark.parametrize("name", ["all-local", "uniform", "coordinated", "eft"])

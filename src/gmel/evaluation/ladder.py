@@ -3,6 +3,7 @@
 Source: reference ladder 4.3. L2 and L3 are tuned on traffic of their own (see `tuning.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -11,14 +12,17 @@ from gmel.evaluation.episodes import AnyPolicy
 from gmel.evaluation.tuning import Tuned
 from gmel.policies.central import BestResponse, Coordinated, EarliestFinish, SlotOptimum
 from gmel.policies.rules import (
+    AllLocal,
     Greedy,
     LeastExpectedDelay,
+    Nearest,
     Proportional,
     Softmax,
     Softmax7,
+    UniformRandom,
 )
 
-__all__ = ["Entry", "information_of", "ladder"]
+__all__ = ["RULES", "TUNED_RULES", "Entry", "information_of", "ladder"]
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,43 @@ class Entry:
     trained: bool = False
 
 
+_Make = Callable[[Tuned], AnyPolicy]
+
+RULES: dict[str, tuple[str, _Make]] = {
+    "all-local": ("all local", lambda _: AllLocal()),
+    "uniform": ("uniform random", lambda _: UniformRandom()),
+    "nearest": ("fastest upload", lambda _: Nearest()),
+    "proportional": ("random proportional", lambda _: Proportional()),
+    "greedy": ("greedy", lambda _: Greedy()),
+    "led2": ("LED(2)", lambda _: LeastExpectedDelay()),
+    "softmax": ("softmax, tuned", lambda tuned: Softmax(jnp.asarray(tuned.temperature_s))),
+    "softmax7": ("7-parameter softmax, tuned", lambda tuned: Softmax7(jnp.asarray(tuned.theta))),
+    "eft": ("sequential earliest finish", lambda _: EarliestFinish()),
+    "coordinated": ("coordinated in slot", lambda _: Coordinated(mode="communicating")),
+    "nash": ("best response (Nash)", lambda _: BestResponse()),
+    "optimum": ("per-slot optimum", lambda _: SlotOptimum()),
+}
+"""Policies that need no training: name, label, how it is made of the tuned parameters."""
+
+TUNED_RULES = ("softmax", "softmax7")
+"""Those that look at the tuned parameters."""
+
+_RUNGS = {
+    "proportional": "L0",
+    "greedy": None,
+    "led2": "L1",
+    "softmax": "L2",
+    "softmax7": "L3",
+    "eft": "L4",
+    "coordinated": "L4",
+    "nash": "L4",
+    "optimum": "L5",
+}
+
+
 def ladder(tuned: Tuned) -> list[Entry]:
     """The reference policies in the order of the ladder."""
-    return [
-        Entry("proportional", "random proportional", "L0", Proportional()),
-        Entry("greedy", "greedy", None, Greedy()),
-        Entry("led2", "LED(2)", "L1", LeastExpectedDelay()),
-        Entry("softmax", "softmax, tuned", "L2", Softmax(jnp.asarray(tuned.temperature_s))),
-        Entry("softmax7", "7-parameter softmax, tuned", "L3", Softmax7(jnp.asarray(tuned.theta))),
-        Entry("eft", "sequential earliest finish", "L4", EarliestFinish()),
-        Entry("coordinated", "coordinated in slot", "L4", Coordinated(mode="communicating")),
-        Entry("nash", "best response (Nash)", "L4", BestResponse()),
-        Entry("optimum", "per-slot optimum", "L5", SlotOptimum()),
-    ]
+    return [Entry(name, RULES[name][0], rung, RULES[name][1](tuned)) for name, rung in _RUNGS.items()]
 
 
 def information_of(policy: AnyPolicy) -> str:

@@ -9,13 +9,11 @@ The traffic is that of `gmel run`, so that figures can be laid side by side.
 
 import difflib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -24,26 +22,15 @@ import pyarrow.parquet as pa_parquet
 from gmel.evaluation.episodes import DRAIN_SLOTS, AnyPolicy, Episodes, Measured, run_episodes
 from gmel.evaluation.evaluate import PARTS, decomposition_of, metrics_of
 from gmel.evaluation.job import EVALUATION_SEED, VALIDATION_SEED, evaluation_episodes
-from gmel.evaluation.ladder import information_of
+from gmel.evaluation.ladder import RULES, TUNED_RULES, information_of
 from gmel.evaluation.progress import Reporter
 from gmel.evaluation.schema import interval_of, metric_of
 from gmel.evaluation.statistics import Interval, t_interval
 from gmel.evaluation.table import format_interval, overload_words
-from gmel.evaluation.tuning import Tuned, shipped, tune
+from gmel.evaluation.tuning import UNTUNED, shipped, tune
 from gmel.learning.algorithm import LearnedPolicy
 from gmel.learning.export import load_actor
-from gmel.policies.central import BestResponse, Coordinated, EarliestFinish, SlotOptimum
 from gmel.policies.exported import DESCRIPTION_FILE, read_description
-from gmel.policies.rules import (
-    AllLocal,
-    Greedy,
-    LeastExpectedDelay,
-    Nearest,
-    Proportional,
-    Softmax,
-    Softmax7,
-    UniformRandom,
-)
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest
@@ -53,7 +40,6 @@ from gmel.simulator.build import Environments, build_environments
 __all__ = [
     "MAX_ROWS",
     "RECORD_SUFFIXES",
-    "RULES",
     "SIMULATION_SCHEMA",
     "Chosen",
     "Simulation",
@@ -73,32 +59,6 @@ MAX_ROWS = 2**25
 """Most rows (episodes x slots x tasks that a slot can hold) of a simulation: about 4 GB of memory."""
 
 RECORD_SUFFIXES = (".parquet", ".csv")
-
-_Make = Callable[[Tuned | None], AnyPolicy]
-
-
-def _tuned(parameters: Tuned | None) -> Tuned:
-    assert parameters is not None  # choose_policy tunes for these two
-    return parameters
-
-
-RULES: dict[str, tuple[str, _Make]] = {
-    "all-local": ("all local", lambda _: AllLocal()),
-    "uniform": ("uniform random", lambda _: UniformRandom()),
-    "nearest": ("fastest upload", lambda _: Nearest()),
-    "proportional": ("random proportional", lambda _: Proportional()),
-    "greedy": ("greedy", lambda _: Greedy()),
-    "led2": ("LED(2)", lambda _: LeastExpectedDelay()),
-    "softmax": ("softmax, tuned", lambda t: Softmax(jnp.asarray(_tuned(t).temperature_s))),
-    "softmax7": ("7-parameter softmax, tuned", lambda t: Softmax7(jnp.asarray(_tuned(t).theta))),
-    "coordinated": ("coordinated in slot", lambda _: Coordinated(mode="communicating")),
-    "eft": ("sequential earliest finish", lambda _: EarliestFinish()),
-    "nash": ("best response (Nash)", lambda _: BestResponse()),
-    "optimum": ("per-slot optimum", lambda _: SlotOptimum()),
-}
-"""Policies that need no training: name, label, how it is made. The labels are those of the ladder."""
-
-_WITH_PARAMETERS = ("softmax", "softmax7")
 
 _FIGURES = {
     "mean_latency_s": ("mean latency s", None, 1.0),
@@ -162,14 +122,12 @@ def choose_policy(name: str, scenario: Scenario, environments: Environments, own
     """
     if name in RULES:
         label, make = RULES[name]
-        parameters: Tuned | None = None
-        if name in _WITH_PARAMETERS:
-            parameters = shipped(digest(scenario)) if own else None
-            if parameters is None:
-                text = "tuning the softmax rules for this plant"
-                report.stage(text)
-                parameters = tune(environments.train, progress=lambda done, total: report.advance(done, total, text))
-        return Chosen(name, label, make(parameters))
+        parameters = shipped(digest(scenario)) if own else None
+        if parameters is None and name in TUNED_RULES:
+            text = "tuning the softmax rules for this plant"
+            report.stage(text)
+            parameters = tune(environments.train, progress=lambda done, total: report.advance(done, total, text))
+        return Chosen(name, label, make(parameters or UNTUNED))
     folder = _policy_folder(name)
     description = read_description(folder)
     policy = LearnedPolicy(load_actor(folder), mode=description.mode)

@@ -5,6 +5,7 @@ The softmax has one temperature: a grid. The 7-parameter softmax: a random searc
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -27,7 +28,7 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 
-__all__ = ["TUNING_SEED", "Tuned", "shipped", "tune", "tune_scenario"]
+__all__ = ["TUNING_SEED", "UNTUNED", "Tuned", "shipped", "tune", "tune_scenario"]
 
 TUNING_SEED = 7_000_000
 """First seed of the tuning traffic; evaluation and training use others."""
@@ -44,6 +45,10 @@ class Tuned:
     softmax_latency_s: float = float("nan")
     softmax7_latency_s: float = float("nan")
     evaluations: int = 0
+
+
+UNTUNED = Tuned(math.nan, (math.nan,) * 7)
+"""For rules that do not look at it."""
 
 
 def shipped(scenario_digest: str) -> Tuned | None:
@@ -162,10 +167,8 @@ def _mean_latency_s(
         def slot(state: object, slot_key: jax.Array) -> tuple[object, tuple[jax.Array, jax.Array]]:
             action = policy.choose(environment.observe(state, fresh=policy.fresh), slot_key)  # type: ignore[arg-type]
             state, _, outcome = environment.step(state, action)  # type: ignore[arg-type]
-            parts = outcome.account
-            latency = parts.wait_to_slot_s + parts.upload_s + parts.queue_s + parts.switch_s
-            latency = latency + parts.service_s + parts.download_s
-            return state, (jnp.sum(jnp.where(outcome.final, latency, 0.0)), jnp.sum(outcome.final))
+            latency_s = outcome.account.latency_s
+            return state, (jnp.sum(jnp.where(outcome.final, latency_s, 0.0)), jnp.sum(outcome.final))
 
         _, (latency, count) = jax.lax.scan(slot, environment.reset(seed, start), jax.random.split(key, slots))
         warm = slots // 10

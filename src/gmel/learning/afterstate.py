@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gmel.learning.networks import Linear, Scale
+from gmel.learning.networks import Linear
 from gmel.simulator.environment import Afterstate
 from gmel.simulator.plant import Plant
+from gmel.simulator.scale import Scale
 
 __all__ = ["AfterstateCritic", "lambda_returns"]
 

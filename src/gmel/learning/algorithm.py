@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from gmel.learning.networks import Actor, Scale
+from gmel.learning.networks import Actor
 from gmel.policies.policy import Policy, StatelessPolicy, sample
 from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment
+from gmel.simulator.scale import Scale, scale_of
 from gmel.simulator.state import Observation, State
 
 __all__ = ["Algorithm", "LearnedPolicy", "Metrics", "Task", "Workers", "make_task", "refresh", "start_workers"]
@@ -69,15 +70,7 @@ class Algorithm(eqx.Module, Generic[TrainState]):
 
 
 def make_task(environment: Environment, scenario: Scenario) -> Task:
-    """Scale of a scenario: a mean request on a mean server, and the mean size."""
-    work = scenario.mean_work
-    speed = scenario.capacity / sum(server.gpus for server in scenario.servers)
-    if scenario.tasks.kind == "uniform":
-        assert scenario.tasks.bits_in is not None  # guaranteed by Tasks
-        size_bit = scenario.tasks.bits_in.mean
-    else:
-        weight = sum(model.popularity for model in scenario.models)
-        size_bit = sum(model.popularity * model.bits_in.mean for model in scenario.models) / weight
+    """The environment with the scale of its networks and its mean number of requests a slot."""
     trace = environment.trace
     if trace is None:
         rate = scenario.arrival_rate_per_s
@@ -85,8 +78,9 @@ def make_task(environment: Environment, scenario: Scenario) -> Task:
         per_slot = rate * scenario.slot.length_s
     else:
         per_slot = float(jnp.mean(jnp.sum(trace.present, axis=1)))
+    scale = scale_of(scenario)
     # Twice the mean service: the scale of a latency, not of a service.
-    return Task(environment, Scale(2.0 * work / speed, max(size_bit, 1.0), work), per_slot)
+    return Task(environment, scale._replace(time_s=2.0 * scale.time_s), per_slot)
 
 
 class Workers(NamedTuple):

@@ -35,9 +35,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from gmel.learning import replay
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
 from gmel.learning.clipped import entropy
-from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Scale, encode
+from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Actor, Linear, encode
 from gmel.learning.replay import Replay, Slot
 from gmel.learning.rollout import Credit
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation, option
 
 __all__ = ["AmarlSoft", "AmarlSoftState", "Judged", "OptionCritic"]

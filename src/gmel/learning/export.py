@@ -25,7 +25,7 @@ from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as write_arrays
 
 import gmel
-from gmel.learning.networks import DIRECT, OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Message, Scale
+from gmel.learning.networks import DIRECT, OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Message
 from gmel.policies.exported import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -42,6 +42,7 @@ from gmel.policies.exported import (
 )
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES
 
 __all__ = ["export_policy", "load_actor", "write_onnx"]

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gmel.learning.algorithm import Task
 from gmel.learning.amarl import Amarl, Critic
-from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Linear, Scale, Values, encode
+from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Linear, Values, encode
 from gmel.learning.rollout import Credit
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation
 
 __all__ = ["FlatCritic", "Mappo"]

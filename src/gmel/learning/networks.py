@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, task
 
-__all__ = ["Actor", "AttentionCritic", "Packing", "Scale", "Values", "attention", "encode", "packing"]
+__all__ = ["Actor", "AttentionCritic", "Packing", "Values", "attention", "encode", "packing"]
 
 OPTION_INPUTS = 18
 TASK_INPUTS = 7
@@ -22,15 +23,6 @@ DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local
 # Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
 # so that the direct weights must move faster than those of the network.
 _TEMPERATURE_PACE, _DIRECT_PACE = 4.0, 2.0
-
-
-class Scale(NamedTuple):
-    """Constants that bring observations to order one. Constants, not running statistics: an actor is a pure
-    function."""
-
-    time_s: float
-    size_bit: float
-    work: float
 
 
 def encode(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue", "same_age_first"]
+__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue", "models_kept"]
 
 
 class Queued(NamedTuple):
@@ -114,11 +114,8 @@ def fifo_many_gpus(
         after = now._replace(free_s=jnp.where(taken, end_s, now.free_s))
         if model_axis:
             used = jnp.sum(jnp.where(here[:, None], now.used_s, 0.0), axis=0)
-            newer = held[None, :] & ((used[None, :] > used[:, None]) | same_age_first(used))
-            recent_memory = jnp.sum(jnp.where(newer, model_memory[None, :], 0.0), axis=1)
-            wanted_memory = jnp.sum(jnp.where(wanted, model_memory, 0.0))
             room = jnp.sum(jnp.where(here, server_memory, 0.0))
-            kept = held & (hit | (recent_memory + wanted_memory <= room))
+            kept = models_kept(held, used, wanted, model_memory, room)
             changed = here[:, None] & serve
             after = after._replace(
                 resident=jnp.where(changed, (kept | wanted)[None, :], now.resident),
@@ -166,6 +163,21 @@ def local_queue(
     return jax.lax.scan(serve_one, backlog_s, rows)[1]
 
 
+def models_kept(
+    held: Bool[Array, "models"],
+    used_s: Float[Array, "models"],
+    wanted: Bool[Array, "models"],
+    memory: Float[Array, "models"],
+    room: Float[Array, ""],
+) -> Bool[Array, "models"]:
+    """Which of the models held stay when `wanted` (one of them, or none) comes: the most recently used that fit beside
+    it."""
+    newer = held[None, :] & ((used_s[None, :] > used_s[:, None]) | _same_age_first(used_s))
+    recent_memory = jnp.sum(jnp.where(newer, memory[None, :], 0.0), axis=1)
+    wanted_memory = jnp.sum(jnp.where(wanted, memory, 0.0))
+    return held & (jnp.any(held & wanted) | (recent_memory + wanted_memory <= room))
+
+
 def _not_later(ready_s: Float[Array, "rows"]) -> Bool[Array, "rows rows"]:
     """Entry [k, i]: row i is served no later than row k; ties by number, each row among its own."""
     index = jnp.arange(ready_s.shape[0])
@@ -173,7 +185,7 @@ def _not_later(ready_s: Float[Array, "rows"]) -> Bool[Array, "rows rows"]:
     return (ready_s[None, :] < ready_s[:, None]) | tie
 
 
-def same_age_first(used_s: Float[Array, "models"]) -> Bool[Array, "models models"]:
+def _same_age_first(used_s: Float[Array, "models"]) -> Bool[Array, "models models"]:
     """Entry [m, n]: equally old, and n counts as no older than m (a model is among its own)."""
     index = jnp.arange(used_s.shape[0])
     return (used_s[None, :] == used_s[:, None]) & (index[None, :] <= index[:, None])

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gmel.physics.queueing import same_age_first
+from gmel.physics.queueing import models_kept
 
 __all__ = ["Shared", "SharedServers", "Sharing", "share"]
 
@@ -233,12 +233,9 @@ def _load_models(
     asked = jnp.any(here[:, :, None] & starting[:, None, None] & wanted[:, None, :], axis=0)
     busy = jnp.any(asked, axis=1)
     hit = jnp.any(asked & clock.resident, axis=1)
-    used = clock.used_s
-    held = clock.resident
-    newer = held[:, None, :] & ((used[:, None, :] > used[:, :, None]) | jax.vmap(same_age_first)(used))
-    recent_memory = jnp.sum(jnp.where(newer, model_memory, 0.0), axis=2)
-    wanted_memory = jnp.sum(jnp.where(asked, model_memory, 0.0), axis=1, keepdims=True)
-    kept = held & (hit[:, None] | (recent_memory + wanted_memory <= server_memory[:, None]))
+    kept = jax.vmap(models_kept, in_axes=(0, 0, 0, None, 0))(
+        clock.resident, clock.used_s, asked, model_memory, server_memory
+    )
     switch_s = jnp.where(hit[tasks.server], 0.0, tasks.load_s)
     return clock._replace(
         switch_s=jnp.where(starting, switch_s, clock.switch_s),

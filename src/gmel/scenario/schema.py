@@ -415,6 +415,15 @@ class Scenario(Section):
         return work / total * noise
 
     @property
+    def mean_bits_in(self) -> float:
+        """Expected upload of a request, in bits."""
+        if self.tasks.kind == "uniform":
+            assert self.tasks.bits_in is not None  # guaranteed by Tasks
+            return self.tasks.bits_in.mean
+        total = sum(model.popularity for model in self.models)
+        return sum(model.popularity * model.bits_in.mean for model in self.models) / total
+
+    @property
     def arrival_rate_per_s(self) -> float | None:
         """Requests per second of the whole plant; None for a trace that keeps its own time."""
         if self.arrivals.rate_per_s is not None:

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from gmel.physics import energy
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu, local_queue
 from gmel.physics.random import mix_seed
 from gmel.physics.sharing import SharedServers, Sharing, share
-from gmel.scenario.schema import Failures, Scenario
+from gmel.scenario.schema import Scenario
+from gmel.simulator.account import accounts, costs
 from gmel.simulator.failures import next_speed
-from gmel.simulator.links import draw_links, reachable, transfer_s
+from gmel.simulator.links import download_time_s, draw_links, transfer_s
+from gmel.simulator.observation import observe
 from gmel.simulator.plant import Plant, build_plant
 from gmel.simulator.state import (
     Account,
     Broadcasts,
-    Links,
     Observation,
     Outcome,
     Requests,
@@ -28,6 +28,7 @@ from gmel.simulator.state import (
     Uploads,
 )
 from gmel.simulator.traffic import TraceArrays, next_requests
+from gmel.simulator.uploads import interrupt, keep, no_uploads, uploading
 
 __all__ = ["Afterstate", "Counterfactual", "Environment", "Projection", "seeds"]
 
@@ -134,7 +135,7 @@ class Environment(eqx.Module):
             requests=next_requests(self.plant, self.trace, seed, slot, trace_slot, links),
             device_backlog_s=jnp.zeros(sizes.devices, free_s.dtype),
             servers=servers,
-            uploads=_no_uploads(sizes.uploads, free_s.dtype, sizes.shared),
+            uploads=no_uploads(sizes.uploads, free_s.dtype, sizes.shared),
             broadcasts=Broadcasts(
                 wait_s=jnp.zeros(ages, free_s.dtype),
                 uploads=jnp.zeros(ages, free_s.dtype),
@@ -151,85 +152,7 @@ class Environment(eqx.Module):
 
         Decentralised actors get the former. The latter is for critics during training and for central policies.
         """
-        plant, requests = self.plant, state.requests
-        sizes = plant.switches
-        age = 0 if fresh else sizes.age
-        wait_s = state.broadcasts.wait_s[age]
-        if fresh:
-            on_the_way = _uploading(state.uploads)
-            coming = on_the_way[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
-            work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
-            wait_s = wait_s + work_s / plant.server_gpus
-        snr = state.links.uplink_snr[requests.device]
-        users = 1.0 + state.broadcasts.uploads[age] if sizes.radio.sharing == "equal" else jnp.ones(sizes.servers)
-        upload_s = requests.outage_s + transfer_s(
-            plant, requests.size_bit[:, None], snr, requests.fade, users, "uplink"
-        )
-        service_s = requests.work[:, None] / plant.server_speed
-        zero = jnp.zeros_like(service_s)
-        download_s = self._download_s(requests, state.links) if sizes.radio.download else zero
-        switch_s = zero
-        if sizes.switching:
-            held = state.broadcasts.resident[age][:, requests.model].T
-            switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
-        previous_s = state.broadcasts.wait_s[age + 1]
-        # With a fresh view nothing of the device's own is unseen.
-        own_s = zero if fresh else jnp.sum(state.own_unseen_s, axis=0)[requests.device]
-        backlog_s = state.device_backlog_s[requests.device]
-        own = requests.present[None, :] & (requests.device[None, :] == requests.device[:, None])
-        one = jnp.ones_like(requests.work)
-        task = jnp.stack(
-            [
-                requests.work,
-                requests.size_bit,
-                requests.deadline_s + requests.generated_s,
-                -requests.generated_s,
-                jnp.sum(own, axis=1).astype(one.dtype),
-                backlog_s,
-            ],
-            axis=-1,
-        )
-        at_server = jnp.stack(
-            [
-                zero,
-                jnp.broadcast_to(plant.server_speed, zero.shape),
-                jnp.broadcast_to(plant.server_gpus, zero.shape),
-                upload_s,
-                jnp.broadcast_to(wait_s, zero.shape),
-                zero + age * plant.slot_s,
-                switch_s,
-                service_s,
-                download_s,
-                jnp.broadcast_to(previous_s, zero.shape),
-                own_s,
-            ],
-            axis=-1,
-        )
-        itself = jnp.stack(
-            [
-                one,
-                one * plant.device_speed,
-                one,
-                0.0 * one,
-                backlog_s,
-                0.0 * one,
-                0.0 * one,
-                requests.work / plant.device_speed,
-                0.0 * one,
-                backlog_s,
-                0.0 * one,
-            ],
-            axis=-1,
-        )
-        usable = reachable(sizes.radio, snr)
-        if state.broadcasts.up is not None:
-            usable = usable & state.broadcasts.up[age]
-        fits = plant.catalogue.local[requests.model] > 0
-        # A row must have an option: without any reachable server the device itself, whatever it takes.
-        fits = fits | ~jnp.any(usable, axis=1) | ~requests.present
-        mask = jnp.concatenate([fits[:, None], usable & requests.present[:, None]], axis=1)
-        options = jnp.concatenate([itself[:, None, :], at_server], axis=1)
-        return Observation(requests.present, requests.device, task, options, mask)
+        return observe(self.plant, state, fresh)
 
     def project(self, state: State, action: Int[Array, "requests"]) -> Projection:
         """Projected latency and cost of a joint action, with everything known. For central policies and tests."""
@@ -283,7 +206,7 @@ class Environment(eqx.Module):
         final = decided.final
         reward = self._reward(state, decided)
         outcome = self._outcome(state, decided, final)
-        in_flight, lost = _keep(uploads, uploads.present & ~final, plant.switches.uploads, plant.slot_s)
+        in_flight, lost = keep(uploads, uploads.present & ~final, plant.switches.uploads, plant.slot_s)
         servers = Servers(
             free_s=jnp.maximum(decided.servers.free_s - plant.slot_s, 0.0),
             resident=decided.servers.resident,
@@ -295,7 +218,7 @@ class Environment(eqx.Module):
         speed = None
         if state.speed is not None:
             speed = next_speed(plant, state.seed, slot, state.speed)
-            in_flight = _interrupt(in_flight, speed, plant.switches.failures)
+            in_flight = interrupt(in_flight, speed, plant.switches.failures)
         if requests is None:
             requests = next_requests(plant, self.trace, state.seed, slot, trace_slot, state.links)
         after = State(
@@ -329,7 +252,7 @@ class Environment(eqx.Module):
 
         users = jnp.ones(())
         if sizes.radio.sharing == "equal":
-            in_flight = _uploading(state.uploads)[:, None] & (
+            in_flight = uploading(state.uploads)[:, None] & (
                 state.uploads.server[:, None] == jnp.arange(sizes.servers)[None, :]
             )
             users = of_server(jnp.sum(chosen, axis=0)[None, :] + jnp.sum(in_flight, axis=0)[None, :] + 0.0 * snr)
@@ -352,7 +275,7 @@ class Environment(eqx.Module):
             service_s=jnp.where(local, work / plant.device_speed, work / speed),
             model=requests.model.astype(jnp.int32),
             load_s=requests.load_s,
-            download_s=jnp.where(local, 0.0, of_server(self._download_s(requests, state.links)))
+            download_s=jnp.where(local, 0.0, of_server(download_time_s(plant, requests, state.links)))
             if sizes.radio.download
             else zero,
             deadline_s=requests.deadline_s,
@@ -383,8 +306,8 @@ class Environment(eqx.Module):
             served,
             own,
         )
-        account, latency_s = self._account(merged, is_local, served)
-        cost = self._cost(merged, served, account, latency_s)
+        account = accounts(plant, merged, is_local, served)
+        latency_s, cost = account.latency_s, costs(plant, merged, served, account)
         # First in, first out, a task that has reached its queue is out of the reach of later ones; where servers share
         # their time it is not until it ends.
         settled_s = merged.ready_s if merged.shared is None else served.end_s
@@ -464,57 +387,6 @@ class Environment(eqx.Module):
             resident=decided.servers.resident,
         )
 
-    def _account(
-        self, rows: Uploads, local: Bool[Array, "rows"], served: Served
-    ) -> tuple[Account, Float[Array, "rows"]]:
-        """Latency parts and energy (equations (4)-(12)); a discarded task counts its deadline as latency."""
-        plant = self.plant
-        wait_s = rows.decided_s - rows.generated_s
-        # A task can be past its deadline when it is decided; discarded, it still counts its deadline and no more.
-        wait_s = jnp.where(served.dropped, jnp.minimum(wait_s, rows.deadline_s), wait_s)
-        # Of a task that is discarded nothing is served; its time until the deadline was upload and queue.
-        left_s = jnp.maximum(rows.deadline_s - wait_s, 0.0)
-        upload_s = rows.ready_s - rows.decided_s
-        upload_s = jnp.where(served.dropped, jnp.minimum(upload_s, left_s), upload_s)
-        queue_s = jnp.where(served.dropped, left_s - upload_s, served.start_s - rows.ready_s)
-        switch_s = jnp.where(served.dropped, 0.0, served.switch_s)
-        run_s = jnp.where(served.dropped, 0.0, rows.service_s)
-        service_s = run_s
-        if rows.shared is not None:
-            # With others in service it takes longer than it has a GPU to itself.
-            took_s = jnp.where(served.dropped, 0.0, served.end_s - served.start_s - switch_s)
-            service_s = jnp.where(local, service_s, jnp.maximum(took_s, 0.0))
-        download_s = jnp.where(served.dropped, 0.0, rows.download_s)
-        latency_s = wait_s + upload_s + queue_s + switch_s + service_s + download_s
-        sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), upload_s)
-        at_server = energy.offload_energy_j(
-            tx_power_w=plant.device_tx_power_w,
-            idle_power_w=plant.device_idle_power_w,
-            server_power_w=plant.server_power_w[rows.server],
-            switch_power_w=plant.server_switch_power_w[rows.server],
-            upload_s=sending_s,
-            latency_s=jnp.maximum(latency_s - wait_s, sending_s),
-            run_s=run_s,
-            switch_s=switch_s,
-        )
-        energy_j = jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server)
-        return Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, energy_j), latency_s
-
-    def _cost(
-        self, rows: Uploads, served: Served, account: Account, latency_s: Float[Array, "rows"]
-    ) -> Float[Array, "rows"]:
-        """Weighted cost of each task (equation (15), negated)."""
-        weights = self.plant.switches.reward
-        # Absent rows have no deadline.
-        own_s = jnp.where(rows.deadline_s > 0, rows.deadline_s, 1.0)
-        scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
-        cost = weights.latency * jnp.minimum(latency_s / scale_s, weights.clip)
-        if weights.miss:
-            cost = cost + weights.miss * ((latency_s > rows.deadline_s) | served.dropped)
-        if weights.energy:
-            cost = cost + weights.energy * account.energy_j / weights.energy_scale_j
-        return cost
-
     def _reward(self, state: State, decided: _Decided) -> Reward:
         rows = self.plant.switches.uploads
         mu = self.plant.switches.reward.cooperation
@@ -562,13 +434,6 @@ class Environment(eqx.Module):
             + jnp.sum(state.device_backlog_s),
         )
 
-    def _download_s(self, requests: Requests, links: Links) -> Float[Array, "requests servers"]:
-        """Download time of each request from each server; downlinks do not contend (servers send one result at a
-        time)."""
-        snr = links.downlink_snr[requests.device]
-        one = jnp.ones_like(snr)
-        return transfer_s(self.plant, requests.bits_out[:, None], snr, one, one, "downlink")
-
     def _first_residents(self) -> Bool[Array, "servers models"]:
         """Models that a server holds at the start: the most popular ones that fit its memory together."""
         models = self.plant.switches.models
@@ -580,73 +445,9 @@ class Environment(eqx.Module):
         return jnp.zeros((self.plant.switches.servers, models), bool).at[:, order].set(fits)
 
 
-def _no_uploads(count: int, dtype: jnp.dtype, shared: bool) -> Uploads:
-    number, index = jnp.zeros(count, dtype), jnp.zeros(count, jnp.int32)
-    return Uploads(
-        present=jnp.zeros(count, bool),
-        device=index,
-        server=index,
-        decided_slot=index,
-        row=index,
-        decided_s=number,
-        generated_s=number,
-        upload_start_s=number,
-        ready_s=number,
-        service_s=number,
-        model=index,
-        load_s=number,
-        download_s=number,
-        deadline_s=number,
-        latency_s=number,
-        cost=number,
-        shared=SharedTask(number, jnp.zeros(count, bool), number, number) if shared else None,
-    )
-
-
-def _uploading(tasks: Uploads) -> Bool[Array, "uploads"]:
-    """The tasks that use their link at the slot start; where servers share their time the table holds others too."""
-    return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
-
-
-def _keep(
-    rows: Uploads, stay: Bool[Array, "rows"], capacity: int, slot_s: Float[Array, ""]
-) -> tuple[Uploads, Int[Array, ""]]:
-    """The rows that stay in flight, moved to the front, seen from the next slot start; and how many did not fit."""
-    position = jnp.cumsum(stay) - 1
-    take = stay[None, :] & (position[None, :] == jnp.arange(capacity)[:, None])
-    source = jnp.argmax(take, axis=1)
-    kept = jax.tree.map(lambda field: field[source], rows)
-    kept = kept._replace(
-        present=jnp.any(take, axis=1),
-        decided_s=kept.decided_s - slot_s,
-        generated_s=kept.generated_s - slot_s,
-        upload_start_s=kept.upload_start_s - slot_s,
-        ready_s=kept.ready_s - slot_s,
-    )
-    if kept.shared is not None:
-        kept = kept._replace(shared=kept.shared._replace(start_s=kept.shared.start_s - slot_s))
-    lost = jnp.maximum(jnp.sum(stay) - capacity, 0)
-    return kept, lost.astype(jnp.int32)
-
-
-def _interrupt(tasks: Uploads, speed: Float[Array, "servers"], failures: Failures | None) -> Uploads:
-    """Tasks in service on a server that is down: with `restart` they go back to the queue, all their work ahead."""
-    if failures is None or failures.on_failure == "resume" or tasks.shared is None:
-        return tasks
-    stopped = tasks.shared.serving & (speed[tasks.server] == 0)
-    return tasks._replace(
-        shared=SharedTask(
-            left_s=jnp.where(stopped, tasks.service_s, tasks.shared.left_s),
-            serving=tasks.shared.serving & ~stopped,
-            start_s=tasks.shared.start_s,
-            switch_s=jnp.where(stopped, 0.0, tasks.shared.switch_s),
-        )
-    )
-
-
 def _announce(old: Broadcasts, servers: Servers, uploads: Uploads, speed: Float[Array, "servers"] | None) -> Broadcasts:
     """What the servers say at the new slot start, in front of what they said before."""
-    at_server = _uploading(uploads)[:, None] & (uploads.server[:, None] == jnp.arange(servers.free_s.shape[0])[None, :])
+    at_server = uploading(uploads)[:, None] & (uploads.server[:, None] == jnp.arange(servers.free_s.shape[0])[None, :])
     fresh = Broadcasts(
         wait_s=jnp.min(servers.free_s, axis=1),
         uploads=jnp.sum(at_server, axis=0).astype(old.uploads.dtype),

@@ -9,9 +9,9 @@ from gmel.physics import channel, radio
 from gmel.physics.random import hash_bits, normal, uniform
 from gmel.scenario.schema import Radio
 from gmel.simulator.plant import Plant
-from gmel.simulator.state import Links
+from gmel.simulator.state import Links, Requests
 
-__all__ = ["draw_fading", "draw_links", "draw_positions_m", "least_snr", "reachable", "transfer_s"]
+__all__ = ["download_time_s", "draw_fading", "draw_links", "draw_positions_m", "least_snr", "reachable", "transfer_s"]
 
 # Numbers of the random quantities (see physics/random.py); one table for the whole simulator would hide who uses them.
 RNG_LINKS, RNG_POSITIONS, RNG_SHADOWING, RNG_FADING = 1, 2, 3, 4
@@ -127,3 +127,11 @@ def transfer_s(
     rate_bps = share * spec.bandwidth_hz / users * efficiency
     # A link that carries nothing is masked; the bound keeps its time finite.
     return bits / jnp.maximum(rate_bps, 1.0)
+
+
+def download_time_s(plant: Plant, requests: Requests, links: Links) -> Float[Array, "requests servers"]:
+    """Download time of each request from each server; downlinks do not contend (servers send one result at a
+    time)."""
+    snr = links.downlink_snr[requests.device]
+    one = jnp.ones_like(snr)
+    return transfer_s(plant, requests.bits_out[:, None], snr, one, one, "downlink")

@@ -189,6 +189,12 @@ class Account(NamedTuple):
     download_s: Float[Array, "rows"]
     energy_j: Float[Array, "rows"]
 
+    @property
+    def latency_s(self) -> Float[Array, "*batch rows"]:
+        """Latency from generation: the sum of the parts."""
+        before_s = self.wait_to_slot_s + self.upload_s + self.queue_s
+        return before_s + self.switch_s + self.service_s + self.download_s
+
 
 class Outcome(NamedTuple):
     """Records of the tasks whose fate became final in a slot (`final` marks them), and the backlog of the servers.

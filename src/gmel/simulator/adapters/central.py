@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from gmel.simulator.adapters.devices import in_time, latency_s, usable
+from gmel.simulator.adapters.devices import in_time, usable
 from gmel.simulator.adapters.episode import RewardFunction
-from gmel.simulator.adapters.flat import BOUND, Scale, compressed, flat_columns, flat_rows, flat_width
+from gmel.simulator.adapters.flat import BOUND, compressed, flat_columns, flat_rows, flat_width
 from gmel.simulator.environment import Environment
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import Outcome, State, option
 
 __all__ = [
@@ -172,7 +173,7 @@ def _add(tally: Tally, outcome: Outcome) -> Tally:
     return Tally(
         tally.tasks + jnp.sum(final, dtype=jnp.int32),
         tally.in_time + jnp.sum(in_time(outcome), dtype=jnp.int32),
-        tally.latency_s + jnp.sum(jnp.where(final, latency_s(outcome), 0.0)),
+        tally.latency_s + jnp.sum(jnp.where(final, outcome.account.latency_s, 0.0)),
         tally.energy_j + jnp.sum(jnp.where(final, outcome.account.energy_j, 0.0)),
         tally.replaced,
     )

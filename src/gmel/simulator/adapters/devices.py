@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gmel.simulator.adapters.episode import Credit, RewardFunction
-from gmel.simulator.adapters.flat import Scale, flat_rows
+from gmel.simulator.adapters.flat import flat_rows
 from gmel.simulator.environment import Environment
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation, Outcome, State
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "device_view",
     "finished",
     "in_time",
-    "latency_s",
     "of_devices",
     "places",
     "usable",
@@ -110,17 +110,10 @@ def of_devices(environment: Environment, state: State, values: Float[Array, "req
     return total.at[state.requests.device].add(jnp.where(state.requests.present, values, 0.0))
 
 
-def latency_s(outcome: Outcome) -> Float[Array, "rows"]:
-    """Latency of each task of a slot; final where `outcome.final`, else as projected."""
-    parts = outcome.account
-    before_s = parts.wait_to_slot_s + parts.upload_s + parts.queue_s
-    return before_s + parts.switch_s + parts.service_s + parts.download_s
-
-
 def in_time(outcome: Outcome) -> Bool[Array, "rows"]:
     """Final and done by the deadline."""
     # As in the records: the tolerance is that of float32 sums.
-    done = latency_s(outcome) <= outcome.deadline_s * (1 + 1e-6)
+    done = outcome.account.latency_s <= outcome.deadline_s * (1 + 1e-6)
     return outcome.final & ~outcome.dropped & done
 
 
@@ -135,7 +128,9 @@ def finished(environment: Environment, outcome: Outcome) -> Finished:
     def total(values: Float[Array, "rows"]) -> Float[Array, "devices"]:
         return jnp.zeros(devices, values.dtype).at[outcome.device].add(jnp.where(final, values, 0.0))
 
-    return Finished(count(final), count(in_time(outcome)), total(latency_s(outcome)), total(outcome.account.energy_j))
+    return Finished(
+        count(final), count(in_time(outcome)), total(outcome.account.latency_s), total(outcome.account.energy_j)
+    )
 
 
 class DeviceSlot(NamedTuple):

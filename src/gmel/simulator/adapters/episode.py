@@ -10,9 +10,9 @@ from gmel.physics.random import seed_words
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario, with_load
 from gmel.scenario.schema import Scenario
-from gmel.simulator.adapters.flat import Scale, scale_of
 from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment
+from gmel.simulator.scale import Scale, scale_of
 from gmel.simulator.state import Outcome, Reward, State
 
 __all__ = [

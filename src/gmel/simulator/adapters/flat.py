@@ -5,16 +5,14 @@ are in units of `Scale.time_s` and compressed by sign(x) log(1 + |x|), so that a
 milliseconds.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gmel.scenario.schema import Scenario
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation, option, task
 
-__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "Scale", "flat_columns", "flat_rows", "flat_width", "scale_of"]
+__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "flat_columns", "flat_rows", "flat_width"]
 
 BOUND = 20.0
 """All entries lie within [-BOUND, BOUND]: half a billion times the scale is cut off."""
@@ -35,27 +33,6 @@ FLAT_OPTION = (
 )
 """Columns of each option, option 0 first. `allowed` is the mask; `expected_s` = max(upload, backlog) + switch + service
 + download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`) is left out."""
-
-
-class Scale(NamedTuple):
-    """Constants that bring the quantities of a plant to order one."""
-
-    time_s: float
-    size_bit: float
-    work: float
-
-
-def scale_of(scenario: Scenario) -> Scale:
-    """Service time of a mean request on a mean GPU, mean size, mean work."""
-    work = scenario.mean_work
-    time_s = work * sum(server.gpus for server in scenario.servers) / scenario.capacity
-    if scenario.tasks.kind == "uniform":
-        assert scenario.tasks.bits_in is not None  # guaranteed by Tasks
-        size_bit = scenario.tasks.bits_in.mean
-    else:
-        popularity = sum(model.popularity for model in scenario.models)
-        size_bit = sum(model.popularity * model.bits_in.mean for model in scenario.models) / popularity
-    return Scale(time_s, max(size_bit, 1.0), work)
 
 
 def flat_width(servers: int) -> int:

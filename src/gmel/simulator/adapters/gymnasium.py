@@ -31,16 +31,17 @@ from gmel.simulator.adapters.episode import (
     check_render_mode,
     open_site,
 )
-from gmel.simulator.adapters.flat import BOUND, Scale
+from gmel.simulator.adapters.flat import BOUND
 from gmel.simulator.adapters.picture import SlotPicture, draw, write
 from gmel.simulator.environment import Environment
+from gmel.simulator.scale import Scale
 
 try:
     import gymnasium
     from gymnasium import spaces
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
-except ImportError as error:  # pragma: no cover -- the tests install it
+except ImportError as error:
     raise ImportError('gmel.simulator.adapters.gymnasium needs the extra "rl": pip install "gmel[rl]"') from error
 
 __all__ = ["GmelCentralEnv", "GmelVectorEnv"]

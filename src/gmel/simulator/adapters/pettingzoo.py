@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.scenario.schema import Scenario
-from gmel.simulator.adapters.devices import DeviceView, device_slot, device_view, in_time, latency_s
+from gmel.simulator.adapters.devices import DeviceView, device_slot, device_view, in_time
 from gmel.simulator.adapters.episode import (
     Credit,
     EpisodeSeeds,
@@ -21,16 +21,17 @@ from gmel.simulator.adapters.episode import (
     check_reward,
     open_site,
 )
-from gmel.simulator.adapters.flat import BOUND, Scale, flat_rows, flat_width
+from gmel.simulator.adapters.flat import BOUND, flat_rows, flat_width
 from gmel.simulator.adapters.picture import SlotPicture, draw, write
 from gmel.simulator.environment import Environment
+from gmel.simulator.scale import Scale
 from gmel.simulator.state import State
 
 try:
     from gymnasium import spaces
     from pettingzoo import ParallelEnv
     from pettingzoo.utils.conversions import parallel_to_aec
-except ImportError as error:  # pragma: no cover -- the tests install both
+except ImportError as error:
     raise ImportError('gmel.simulator.adapters.pettingzoo needs the extra "rl": pip install "gmel[rl]"') from error
 
 __all__ = ["GmelParallelEnv", "env", "parallel_env"]
@@ -83,7 +84,7 @@ def _step(
         slot.replaced,
         slot.outcome.final,
         slot.outcome.device,
-        latency_s(slot.outcome),
+        slot.outcome.account.latency_s,
         in_time(slot.outcome),
     )
 

@@ -1,0 +1,58 @@
+"""What a task takes and costs: latency parts, energy, and the weighted cost behind the reward."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gmel.physics import energy
+from gmel.physics.queueing import Served
+from gmel.simulator.plant import Plant
+from gmel.simulator.state import Account, Uploads
+
+__all__ = ["accounts", "costs"]
+
+
+def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Served) -> Account:
+    """Latency parts and energy (equations (4)-(12)); a discarded task counts its deadline as latency."""
+    wait_s = rows.decided_s - rows.generated_s
+    # A task can be past its deadline when it is decided; discarded, it still counts its deadline and no more.
+    wait_s = jnp.where(served.dropped, jnp.minimum(wait_s, rows.deadline_s), wait_s)
+    # Of a task that is discarded nothing is served; its time until the deadline was upload and queue.
+    left_s = jnp.maximum(rows.deadline_s - wait_s, 0.0)
+    upload_s = rows.ready_s - rows.decided_s
+    upload_s = jnp.where(served.dropped, jnp.minimum(upload_s, left_s), upload_s)
+    queue_s = jnp.where(served.dropped, left_s - upload_s, served.start_s - rows.ready_s)
+    switch_s = jnp.where(served.dropped, 0.0, served.switch_s)
+    run_s = jnp.where(served.dropped, 0.0, rows.service_s)
+    service_s = run_s
+    if rows.shared is not None:
+        # With others in service it takes longer than it has a GPU to itself.
+        took_s = jnp.where(served.dropped, 0.0, served.end_s - served.start_s - switch_s)
+        service_s = jnp.where(local, service_s, jnp.maximum(took_s, 0.0))
+    download_s = jnp.where(served.dropped, 0.0, rows.download_s)
+    parts = Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, jnp.zeros_like(run_s))
+    sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), upload_s)
+    at_server = energy.offload_energy_j(
+        tx_power_w=plant.device_tx_power_w,
+        idle_power_w=plant.device_idle_power_w,
+        server_power_w=plant.server_power_w[rows.server],
+        switch_power_w=plant.server_switch_power_w[rows.server],
+        upload_s=sending_s,
+        latency_s=jnp.maximum(parts.latency_s - wait_s, sending_s),
+        run_s=run_s,
+        switch_s=switch_s,
+    )
+    return parts._replace(energy_j=jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server))
+
+
+def costs(plant: Plant, rows: Uploads, served: Served, account: Account) -> Float[Array, "rows"]:
+    """Weighted cost of each task (equation (15), negated)."""
+    weights, latency_s = plant.switches.reward, account.latency_s
+    # Absent rows have no deadline.
+    own_s = jnp.where(rows.deadline_s > 0, rows.deadline_s, 1.0)
+    scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
+    total = weights.latency * jnp.minimum(latency_s / scale_s, weights.clip)
+    if weights.miss:
+        total = total + weights.miss * ((latency_s > rows.deadline_s) | served.dropped)
+    if weights.energy:
+        total = total + weights.energy * account.energy_j / weights.energy_scale_j
+    return total

@@ -1,0 +1,77 @@
+"""The table of uploads in flight: empty at the start, filled by the slots, packed to the front between them.
+
+Where servers share their time it holds the tasks until they end (see `physics/sharing.py`).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gmel.scenario.schema import Failures
+from gmel.simulator.state import SharedTask, Uploads
+
+__all__ = ["interrupt", "keep", "no_uploads", "uploading"]
+
+
+def no_uploads(count: int, dtype: jnp.dtype, shared: bool) -> Uploads:
+    number, index = jnp.zeros(count, dtype), jnp.zeros(count, jnp.int32)
+    return Uploads(
+        present=jnp.zeros(count, bool),
+        device=index,
+        server=index,
+        decided_slot=index,
+        row=index,
+        decided_s=number,
+        generated_s=number,
+        upload_start_s=number,
+        ready_s=number,
+        service_s=number,
+        model=index,
+        load_s=number,
+        download_s=number,
+        deadline_s=number,
+        latency_s=number,
+        cost=number,
+        shared=SharedTask(number, jnp.zeros(count, bool), number, number) if shared else None,
+    )
+
+
+def uploading(tasks: Uploads) -> Bool[Array, "uploads"]:
+    """The tasks that use their link at the slot start; where servers share their time the table holds others too."""
+    return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
+
+
+def keep(
+    rows: Uploads, stay: Bool[Array, "rows"], capacity: int, slot_s: Float[Array, ""]
+) -> tuple[Uploads, Int[Array, ""]]:
+    """The rows that stay in flight, moved to the front, seen from the next slot start; and how many did not fit."""
+    position = jnp.cumsum(stay) - 1
+    take = stay[None, :] & (position[None, :] == jnp.arange(capacity)[:, None])
+    source = jnp.argmax(take, axis=1)
+    kept = jax.tree.map(lambda field: field[source], rows)
+    kept = kept._replace(
+        present=jnp.any(take, axis=1),
+        decided_s=kept.decided_s - slot_s,
+        generated_s=kept.generated_s - slot_s,
+        upload_start_s=kept.upload_start_s - slot_s,
+        ready_s=kept.ready_s - slot_s,
+    )
+    if kept.shared is not None:
+        kept = kept._replace(shared=kept.shared._replace(start_s=kept.shared.start_s - slot_s))
+    lost = jnp.maximum(jnp.sum(stay) - capacity, 0)
+    return kept, lost.astype(jnp.int32)
+
+
+def interrupt(tasks: Uploads, speed: Float[Array, "servers"], failures: Failures | None) -> Uploads:
+    """Tasks in service on a server that is down: with `restart` they go back to the queue, all their work ahead."""
+    if failures is None or failures.on_failure == "resume" or tasks.shared is None:
+        return tasks
+    stopped = tasks.shared.serving & (speed[tasks.server] == 0)
+    return tasks._replace(
+        shared=SharedTask(
+            left_s=jnp.where(stopped, tasks.service_s, tasks.shared.left_s),
+            serving=tasks.shared.serving & ~stopped,
+            start_s=tasks.shared.start_s,
+            switch_s=jnp.where(stopped, 0.0, tasks.shared.switch_s),
+        )
+    )
