@@ -226,7 +226,9 @@ def as_numbers(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize(
+    "name", ["amarl", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "amarl")]
+)
 def test_update_is_a_function_of_the_state_and_the_state_a_pytree(name: str) -> None:
     small = {key: value for key, value in SMALL[name].items() if key not in ("updates", "learning_rate")}
     algorithm = make_algorithm(name, **small)
