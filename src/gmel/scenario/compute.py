@@ -1,0 +1,65 @@
+"""The sections of a scenario about servers: what they are, how they work on tasks, how they fail."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gmel.scenario.laws import Finite, Name, NonNegative, Positive, Section, Share
+
+__all__ = ["Failures", "Server", "Service"]
+
+
+class Server(Section):
+    """An edge server: `gpus` alike accelerators of `speed` work units per second each, one radio cell.
+
+    `concurrency` is the most tasks in service at once where servers share their time (none: no limit), `round_share`
+    the share of a denoising round that grows with the batch, a / (a + b) of a X + b (see :class:`Service`).
+    """
+
+    name: Name
+    speed: Positive
+    gpus: int = Field(default=1, ge=1, le=64)
+    concurrency: int | None = Field(default=None, ge=1, le=1024)
+    round_share: Share = 1.0
+    memory_gb: Positive = 24.0
+    power_w: NonNegative = 5.0
+    switch_power_w: NonNegative = 5.0
+    position_m: tuple[Finite, Finite] | None = None
+
+
+class Service(Section):
+    """How a server works on its tasks.
+
+    `fifo`: one task a GPU, first in, first out. `sharing`: all tasks share the GPUs equally (processor sharing).
+    `batching`: up to `servers.concurrency` tasks run together; one round of X tasks takes a X + b, so each is slowed
+    down by 1 + round_share (X - 1) on one GPU.
+    """
+
+    discipline: Literal["fifo", "sharing", "batching"] = "fifo"
+
+
+class Failures(Section):
+    """Servers that fail, come back, or are slow for a slot; what happens in a slot holds for the whole slot.
+
+    Up and down times are exponential with the given means (no `mean_up_s`: nothing fails), rounded up to slots. A
+    server that is down serves nothing; uploads to it go on and wait. When it is back, the tasks in service go on where
+    they stopped (`resume`) or from the beginning (`restart`). `straggle` is the probability that a server has only
+    `straggle_speed` of its speed in a slot.
+    """
+
+    mean_up_s: Positive | None = None
+    mean_down_s: Positive = 60.0
+    on_failure: Literal["resume", "restart"] = "restart"
+    straggle: Share = 0.0
+    straggle_speed: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+    @property
+    def any(self) -> bool:
+        """Whether a server is ever slower than it should be."""
+        return self.mean_up_s is not None or self.straggle > 0
+
+    @property
+    def availability(self) -> float:
+        """Long-run mean of a server's relative speed."""
+        up = 1.0 if self.mean_up_s is None else self.mean_up_s / (self.mean_up_s + self.mean_down_s)
+        return up * (1.0 - self.straggle * (1.0 - self.straggle_speed))

@@ -1,0 +1,57 @@
+"""What the sections of a scenario are made of: ranges of numbers, names, and simple random laws."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Choice", "Finite", "Name", "NonNegative", "Positive", "Range", "Section", "Share"]
+
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
+
+
+class Section(BaseModel):
+    """A table of the scenario file: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Range(Section):
+    """A uniform law on [low, high]; `low = high` is a constant."""
+
+    low: NonNegative
+    high: NonNegative
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.high < self.low:
+            raise ValueError(f"low = {self.low:g} must not exceed high = {self.high:g}")
+        return self
+
+    @property
+    def mean(self) -> float:
+        """Expected value."""
+        return 0.5 * (self.low + self.high)
+
+
+class Choice(Section):
+    """A discrete law: `values` with `weights` (need not sum to one)."""
+
+    values: list[Positive] = Field(min_length=1, max_length=64)
+    weights: list[NonNegative] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.values) != len(self.weights):
+            raise ValueError(f"{len(self.values)} values but {len(self.weights)} weights")
+        if sum(self.weights) <= 0:
+            raise ValueError("at least one weight must be positive")
+        return self
+
+    @property
+    def mean(self) -> float:
+        """Expected value."""
+        return sum(v * w for v, w in zip(self.values, self.weights, strict=True)) / sum(self.weights)
