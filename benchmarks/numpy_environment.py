@@ -72,7 +72,7 @@ class _Model:
         return cls(
             devices=scenario.devices.count,
             slot_s=scenario.slot.length_s,
-            device_speed=scenario.devices.speed,
+            device_speed=scenario.devices.speed.mean,
             server_speed=np.array([server.speed for server in scenario.servers]),
             rate_per_slot=rate * scenario.slot.length_s,
             work=(tasks.work.low, tasks.work.high),

@@ -558,7 +558,10 @@ def traffic(slots: int, **choices: Any) -> tuple[Environment, Requests]:
 
     @jax.jit
     def of_slots(numbers: jax.Array) -> Requests:
-        return jax.vmap(lambda n: next_requests(environment.plant, None, state.seed, n, n, state.links))(numbers)
+        def of_slot(n: jax.Array) -> Requests:
+            return next_requests(environment.plant, None, state.seed, n, n, state.links, None)[0]
+
+        return jax.vmap(of_slot)(numbers)
 
     return environment, jax.device_get(of_slots(jnp.arange(slots)))
 

@@ -88,7 +88,7 @@ def generated_tasks(run: Run, upload_end_s: np.ndarray, download_s: np.ndarray) 
     scenario, requests = run.scenario, run.requests
     at = np.nonzero(requests.present)
     decided_s = at[0] * scenario.slot.length_s
-    speeds = np.array([scenario.devices.speed, *(server.speed for server in scenario.servers)])
+    speeds = np.array([scenario.devices.speed.mean, *(server.speed for server in scenario.servers)])
     option = run.actions[at]
     work = np.asarray(requests.work, float)[at] * np.asarray(requests.noise, float)[at]
     columns = (

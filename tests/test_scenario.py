@@ -163,7 +163,7 @@ def test_unknown_key_names_the_nearest_one(place: tuple[str | int, ...], near: s
 
 def test_unknown_key_unlike_any_other_lists_what_is_allowed() -> None:
     message = refused(text_with({("slot", "zzz"): 1.0}))
-    assert "unknown key 'slot.zzz'; allowed: length_s, broadcast_age_slots, latency_from" in message
+    assert "unknown key 'slot.zzz'; allowed: length_s, broadcast_age_slots, broadcast_loss, latency_from" in message
 
 
 def test_misspelt_key_is_named_before_the_missing_one() -> None:
@@ -209,7 +209,11 @@ def scenario_data_with(place: tuple[str | int, ...], value: float) -> str:
         data["arrivals"].pop("load")
     table: Any = data
     for step in place[:-1]:
-        table = table[step]
+        inner = table.get(step) if isinstance(table, dict) else table[step]
+        if not isinstance(inner, dict | list):
+            # A number that may be a range, or a section that is not there.
+            table[step] = inner = {"low": 1.0, "high": 2.0} if place[-1] in ("low", "high") else {}
+        table = inner
     table[place[-1]] = value
     return "".join(f"{key} = {inline(entry)}\n" for key, entry in data.items())
 

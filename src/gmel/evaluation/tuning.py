@@ -190,7 +190,10 @@ def _typical_service_s(environment: Environment) -> float:
         images = (np.asarray(catalogue.images) * np.diff(np.asarray(catalogue.images_cdf), axis=1, prepend=0.0)).sum(
             axis=1
         )
-        fixed, step = np.asarray(catalogue.fixed_work), np.asarray(catalogue.step_work)
+        fixed, step = (
+            np.asarray(catalogue.fixed_work),
+            0.5 * np.asarray(catalogue.step_work_low + catalogue.step_work_high),
+        )
         work = float(np.sum(share * images * (fixed + steps * step)))
     else:
         work = 0.5 * float(plant.work_low + plant.work_high)

@@ -14,6 +14,10 @@ class Server(Section):
 
     `concurrency` is the most tasks in service at once where servers share their time (none: no limit), `round_share`
     the share of a denoising round that grows with the batch, a / (a + b) of a X + b (see :class:`Service`).
+
+    A server without a `cell` (a cloud) is reached through the device's own cell. What comes to a server from another
+    cell takes `backhaul_delay_s` and its bits over `backhaul_bps` (none: the delay alone), without contention. `price`
+    is paid for each work unit done there.
     """
 
     name: Name
@@ -24,6 +28,10 @@ class Server(Section):
     memory_gb: Positive = 24.0
     power_w: NonNegative = 5.0
     switch_power_w: NonNegative = 5.0
+    price: NonNegative = 0.0
+    cell: bool = True
+    backhaul_bps: Positive | None = None
+    backhaul_delay_s: NonNegative = 0.0
     position_m: tuple[Finite, Finite] | None = None
 
 

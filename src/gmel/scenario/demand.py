@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Choice, Name, NonNegative, Positive, Range, Section, Share
+from gmel.scenario.laws import Choice, Name, NonNegative, Positive, Range, Section, Share, Spread
 
-__all__ = ["Arrivals", "GenerationModel", "LoadTime", "Tasks"]
+__all__ = ["Arrivals", "Burst", "DayCycle", "GenerationModel", "LoadTime", "Tasks"]
 
 
 class LoadTime(Section):
@@ -31,12 +31,13 @@ class LoadTime(Section):
 class GenerationModel(Section):
     """One entry of the catalogue: what a request for this model costs.
 
-    Work = images x (fixed_work + steps x step_work), in work units (equation (1)).
+    Work = images x (fixed_work + steps x step_work), in work units (equation (1)). A range of `step_work` is drawn
+    anew for each request.
     """
 
     name: Name
     popularity: Positive
-    step_work: Positive
+    step_work: Spread
     fixed_work: NonNegative = 0.0
     steps: Choice
     images: Choice
@@ -45,6 +46,11 @@ class GenerationModel(Section):
     bits_out_per_image: NonNegative = 0.0
     load: LoadTime = LoadTime()
     load_scale: Positive = 1.0
+
+    @property
+    def mean_work(self) -> float:
+        """Expected work of a request for this model, without noise."""
+        return self.images.mean * (self.fixed_work + self.steps.mean * self.step_work.mean)
 
 
 class Tasks(Section):
@@ -75,28 +81,101 @@ class Tasks(Section):
         return self
 
 
-class Arrivals(Section):
-    """When requests come: Poisson, or a trace. The rate is given by `load` or by `rate_per_s`.
+class Burst(Section):
+    """The bursts of an MMPP: the rate is `ratio` times as high in a burst; both times are exponential, in whole slots.
 
-    Load is offered work over the capacity of all servers. A trace is stretched in time to the wanted rate;
-    without `load` and `rate_per_s` it keeps its own time. `train_share` of a trace is for training, the rest is
-    held out for evaluation.
+    A two-state Markov-modulated Poisson process (Fischer and Meier-Hellstern 1993, "The MMPP cookbook") whose state
+    changes at slot starts.
     """
 
-    kind: Literal["poisson", "trace"] = "poisson"
+    ratio: Annotated[float, Field(gt=1, le=1e4)] = 5.0
+    mean_quiet_s: Positive = 60.0
+    mean_burst_s: Positive = 15.0
+
+
+class DayCycle(Section):
+    """A rate that follows the time of day: rate x (1 + amplitude sin(2 pi t / period_s)), t = 0 at the reset."""
+
+    amplitude: Share = 0.5
+    period_s: Positive = 86_400.0
+
+
+class Arrivals(Section):
+    """When requests come.
+
+    `poisson`, `mmpp` (with `burst`) and `gamma` (renewals, intervals of coefficient of variation `cv`) make one stream
+    of the whole plant, each request from a device drawn by its weight. `bernoulli`: each device has `places` chances a
+    slot, each gives a request with `probability`. `uniform`: each device has a whole number of requests a slot,
+    uniform on
+    `count`. `trace`: replayed.
+
+    The rate is given by `load` or by `rate_per_s` (`bernoulli` also by `probability`, `uniform` by `count`). Load is
+    offered work over the capacity of all servers. A trace is stretched in time to the wanted rate; without `load` and
+    `rate_per_s` it keeps its own time. `train_share` of a trace is for training, the rest is held out for evaluation.
+    """
+
+    kind: Literal["poisson", "mmpp", "gamma", "bernoulli", "uniform", "trace"] = "poisson"
     load: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     rate_per_s: Positive | None = None
     trace: str | None = None
+    cv: Annotated[float, Field(ge=0.05, le=20)] | None = None
+    burst: Burst | None = None
+    day: DayCycle | None = None
+    probability: Annotated[float, Field(gt=0, le=1)] | None = None
+    places: int | None = Field(default=None, ge=1, le=4096)
+    count: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1, le=4096)]] | None = None
     device_skew: Annotated[float, Field(ge=0, le=3)] = 0.0
     train_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
     max_per_slot: int | None = Field(default=None, ge=1, le=4096)
+
+    @property
+    def rate_is_given(self) -> bool:
+        """Whether `load` or `rate_per_s` is."""
+        return self.load is not None or self.rate_per_s is not None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether requests are drawn; else they are replayed."""
+        return self.kind != "trace"
+
+    @property
+    def per_device(self) -> bool:
+        """Whether each device draws its own number of requests."""
+        return self.kind in ("bernoulli", "uniform")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.load is not None and self.rate_per_s is not None:
             raise ValueError("give load or rate_per_s, not both")
-        if self.kind == "poisson" and self.load is None and self.rate_per_s is None:
-            raise ValueError('kind = "poisson" needs load or rate_per_s')
+        if self.kind in ("poisson", "mmpp", "gamma") and not self.rate_is_given:
+            raise ValueError(f'kind = "{self.kind}" needs load or rate_per_s')
+        if self.kind == "bernoulli" and self.rate_is_given == (self.probability is not None):
+            raise ValueError('kind = "bernoulli" needs one of probability, load and rate_per_s')
+        if self.kind == "uniform" and (self.count is None or self.rate_is_given):
+            raise ValueError('kind = "uniform" needs count, and neither load nor rate_per_s')
+        if self.count is not None and self.count[0] > self.count[1]:
+            raise ValueError(f"count = {list(self.count)} must be [low, high]")
         if self.kind == "trace" and self.trace is None:
             raise ValueError('kind = "trace" needs the name of a shipped trace or a file')
+        if self.kind == "gamma" and self.cv is None:
+            raise ValueError('kind = "gamma" needs cv, the coefficient of variation of the times between requests')
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        users: dict[str, tuple[str, ...]] = {
+            "cv": ("gamma",),
+            "burst": ("mmpp",),
+            "day": ("poisson", "mmpp"),
+            "probability": ("bernoulli",),
+            "places": ("bernoulli",),
+            "count": ("uniform",),
+        }
+        for key, kinds in users.items():
+            if getattr(self, key) is not None and self.kind not in kinds:
+                raise ValueError(f"{key} is for kind = {' and '.join(repr(kind) for kind in kinds)}, not {self.kind!r}")
+        if self.per_device and self.device_skew > 0:
+            raise ValueError(
+                f"device_skew has no effect with kind = {self.kind!r}: every device draws its own requests"
+            )
         return self

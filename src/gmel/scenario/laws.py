@@ -1,10 +1,18 @@
 """What the sections of a scenario are made of: ranges of numbers, names, and simple random laws."""
 
-from typing import Annotated, Self
+import math
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-__all__ = ["Choice", "Finite", "Name", "NonNegative", "Positive", "Range", "Section", "Share"]
+__all__ = ["Choice", "Finite", "Name", "NonNegative", "Positive", "Range", "Section", "Share", "Spread"]
 
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
@@ -35,6 +43,37 @@ class Range(Section):
     def mean(self) -> float:
         """Expected value."""
         return 0.5 * (self.low + self.high)
+
+
+class Spread(Range):
+    """A positive number, or a uniform law on [low, high] of positive numbers. In files: `x = 2.0`, `x = { low = 1,
+    high = 3 }`."""
+
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        if isinstance(value, dict | Range):
+            return value
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError("give a number greater than 0, or { low = ..., high = ... }")
+        return {"low": value, "high": value}
+
+    @classmethod
+    def constant(cls, value: float) -> Self:
+        """The law of a number."""
+        return cls(low=value, high=value)
+
+    @model_serializer(mode="wrap")
+    def _as_number(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return handler(self) if self.varies else self.low
+
+    @property
+    def varies(self) -> bool:
+        """Whether it is more than a number."""
+        return self.low < self.high
 
 
 class Choice(Section):

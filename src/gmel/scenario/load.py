@@ -75,9 +75,14 @@ def parse_scenario(text: str, source: str) -> Scenario:
 
 
 def with_load(scenario: Scenario, load: float) -> Scenario:
-    """The same plant at another offered load."""
+    """The same plant at another offered load.
+
+    Raises:
+        InputError: the scenario counts its requests (`uniform` arrivals), or its devices cannot have as many.
+    """
     data = scenario.model_dump(mode="json", exclude_none=True)
-    data["arrivals"].pop("rate_per_s", None)
+    for other in ("rate_per_s", "probability"):
+        data["arrivals"].pop(other, None)
     data["arrivals"]["load"] = load
     return validate_scenario(data, f"scenario {scenario.name}")
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Finite, Positive, Section
+from gmel.scenario.laws import Finite, Positive, Section, Spread
 
 __all__ = ["Radio"]
 
@@ -13,10 +13,25 @@ class Radio(Section):
     """Links between devices and servers.
 
     `uniform-snr`: the mean SNR of a pair is drawn from `snr_db`. `inf`: positions in a hall, 3GPP TR 38.901 InF path
-    loss, line of sight and shadowing.
+    loss, line of sight and shadowing. `log-distance`: positions in a hall, loss = `loss_at_1m_db` + `loss_slope_db`
+    log10 d + 20 log10 carrier_ghz, d in 3D, normal shadowing of `shadowing_db`. `fixed`: the rate of a pair is drawn
+    from
+    `rate_bps`, whatever the band. `wired`: a device is part of its cell and sends to it in no time.
+
+    `access`: a device sends to the cell of the server it chose (`direct`), or always to its own (`home`: the server of
+    the best mean link; with `wired` and `fixed` server i mod J of device i), from where the task is forwarded
+    (`servers.backhaul_bps`, `servers.backhaul_delay_s`). `visible_servers`: a device can choose that many servers
+    only, those with its best links.
     """
 
-    model: Literal["uniform-snr", "inf"] = "inf"
+    model: Literal["uniform-snr", "inf", "log-distance", "fixed", "wired"] = "inf"
+    access: Literal["direct", "home"] = "direct"
+    visible_servers: int | None = Field(default=None, ge=1, le=4096)
+    rate_bps: Spread | None = None
+    loss_at_1m_db: Annotated[float, Field(ge=0, le=200)] = 33.0
+    loss_slope_db: Annotated[float, Field(ge=0, le=100)] = 25.5
+    shadowing_db: Annotated[float, Field(ge=0, le=20)] = 0.0
+    efficiency_cap: Annotated[float, Field(gt=0, le=100)] | None = None
     snr_db: tuple[Finite, Finite] = (5.0, 25.0)
     bandwidth_hz: Positive = 20e6
     carrier_ghz: Positive = 3.5
@@ -39,11 +54,26 @@ class Radio(Section):
     sharing: Literal["none", "equal"] = "equal"
     download: bool = True
 
+    @property
+    def placed(self) -> bool:
+        """Whether links follow from where devices and servers stand."""
+        return self.model in ("inf", "log-distance")
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        if self.model == "fixed" and self.rate_bps is None:
+            raise ValueError('model = "fixed" needs rate_bps')
+        if self.model != "fixed" and self.rate_bps is not None:
+            raise ValueError(f'rate_bps is for model = "fixed", not {self.model!r}')
+        if self.efficiency_cap is not None and self.rate != "shannon":
+            raise ValueError(f'efficiency_cap is for rate = "shannon"; {self.rate!r} has a cap of its own')
+        if self.model == "wired" and self.access == "direct":
+            raise ValueError('model = "wired" needs access = "home": a device is part of one cell')
+        if self.visible_servers is not None and self.access == "home":
+            raise ValueError('visible_servers is for access = "direct": a forwarded task can go anywhere')
         if self.snr_db[0] > self.snr_db[1]:
             raise ValueError(f"snr_db = {list(self.snr_db)} must be [low, high]")
-        if self.model == "inf" and self.server_height_m < self.device_height_m:
+        if self.placed and self.server_height_m < self.device_height_m:
             raise ValueError(
                 f"server_height_m = {self.server_height_m:g} must not be below "
                 f"device_height_m = {self.device_height_m:g}"

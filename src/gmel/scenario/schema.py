@@ -5,13 +5,13 @@ Sources of the model: reference equations (1)-(15) of `docs/model.md`; radio: 3G
 """
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gmel.scenario.compute import Failures, Server, Service
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
-from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share
+from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 from gmel.scenario.network import Radio
 
 __all__ = [
@@ -29,15 +29,21 @@ __all__ = [
     "Server",
     "Service",
     "Slot",
+    "Spread",
     "Tasks",
 ]
 
 
 class Slot(Section):
-    """When decisions fall and what is known at them."""
+    """When decisions fall and what is known at them.
+
+    `broadcast_age_slots` is the age of the freshest broadcast that devices have. Each broadcast of each server is lost
+    with probability `broadcast_loss`, for all devices; they then know the one before.
+    """
 
     length_s: Positive = 1.0
     broadcast_age_slots: int = Field(default=1, ge=0, le=64)
+    broadcast_loss: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     latency_from: Literal["generated", "decided"] = "generated"
 
 
@@ -55,10 +61,14 @@ class Episode(Section):
 
 
 class Devices(Section):
-    """The devices: alike but for where they stand (`positions_m`, else drawn for each episode) and what they need."""
+    """The devices: alike but for where they stand (`positions_m`, else drawn for each episode) and what they need.
+
+    A range of `speed` is drawn for each device and episode. Without `local` a device cannot run tasks itself.
+    """
 
     count: int = Field(ge=1, le=100_000)
-    speed: Positive
+    speed: Spread
+    local: bool = True
     compute_power_w: NonNegative = 10.0
     idle_power_w: NonNegative = 0.1
     tx_power_dbm: Finite = 23.0
@@ -113,9 +123,9 @@ class Scenario(Section):
             raise ValueError(
                 f"devices.count x servers = {self.devices.count * len(self.servers)} links, must be below {2**24}"
             )
-        if self.tasks.repeat_model > 0 and self.arrivals.kind == "poisson":
+        if self.tasks.repeat_model > 0 and self.arrivals.drawn:
             raise ValueError(
-                'tasks.repeat_model needs arrivals.kind = "trace": Poisson requests have no order to repeat in'
+                'tasks.repeat_model needs arrivals.kind = "trace": drawn requests have no order to repeat in'
             )
         if self.switching and self.tasks.kind != "catalogue":
             raise ValueError('switching = true needs tasks.kind = "catalogue"')
@@ -174,7 +184,7 @@ class Scenario(Section):
             assert self.tasks.work is not None  # guaranteed by Tasks
             return self.tasks.work.mean * noise
         total = sum(model.popularity for model in self.models)
-        work = sum(m.popularity * m.images.mean * (m.fixed_work + m.steps.mean * m.step_work) for m in self.models)
+        work = sum(model.popularity * model.mean_work for model in self.models)
         return work / total * noise
 
     @property
@@ -189,8 +199,45 @@ class Scenario(Section):
     @property
     def arrival_rate_per_s(self) -> float | None:
         """Requests per second of the whole plant; None for a trace that keeps its own time."""
-        if self.arrivals.rate_per_s is not None:
-            return self.arrivals.rate_per_s
-        if self.arrivals.load is not None:
-            return self.arrivals.load * self.capacity / self.mean_work
+        arrivals = self.arrivals
+        if arrivals.rate_per_s is not None:
+            return arrivals.rate_per_s
+        if arrivals.load is not None:
+            return arrivals.load * self.capacity / self.mean_work
+        devices_per_s = self.devices.count / self.slot.length_s
+        if arrivals.probability is not None:
+            return devices_per_s * arrivals.probability * (arrivals.places or 1)
+        if arrivals.count is not None:
+            return devices_per_s * 0.5 * (arrivals.count[0] + arrivals.count[1])
         return None
+
+    @property
+    def request_probability(self) -> float:
+        """Probability of a request in each place of a device and slot (Bernoulli arrivals)."""
+        rate = self.arrival_rate_per_s
+        assert rate is not None  # Arrivals demands it
+        return rate * self.slot.length_s / (self.devices.count * (self.arrivals.places or 1))
+
+    @model_validator(mode="after")
+    def _arrivals_fit(self) -> Self:
+        if self.arrivals.kind == "bernoulli" and self.request_probability > 1:
+            raise ValueError(
+                f"arrivals: the load asks for a request with probability {self.request_probability:.3g} in "
+                "each place of a device and slot; at most 1: raise arrivals.places or devices.count, or lower the load"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        radio = self.radio
+        if not any(server.cell for server in self.servers):
+            raise ValueError("servers: at least one needs a cell")
+        always = radio.model in ("fixed", "wired") or (
+            radio.floor == "clip" and (radio.fading == "block" or radio.rate == "shannon")
+        )
+        if not self.devices.local and not always:
+            raise ValueError(
+                'devices.local = false needs links that always carry something: radio.floor = "clip" with '
+                'fading = "block" or rate = "shannon", or radio.model "fixed" or "wired"'
+            )
+        return self

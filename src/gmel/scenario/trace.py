@@ -537,7 +537,7 @@ def _asked(
         columns["bits_out"] = images * np.asarray([entry.bits_out_per_image for entry in models])[model]
     if "work" not in given:
         fixed_work = np.asarray([entry.fixed_work for entry in models])[model]
-        step_work = np.asarray([entry.step_work for entry in models])[model]
+        step_work = np.asarray([entry.step_work.mean for entry in models])[model]
         columns["work"] = images * (fixed_work + columns["steps"] * step_work)
     return columns
 

@@ -20,7 +20,7 @@ LEAST_SLOTS = 32
 class Environments(NamedTuple):
     """The plant with training traffic and with held-out traffic.
 
-    With Poisson arrivals both are the same and only the seeds differ; a trace is split in time. `load` is offered work
+    With drawn requests both are the same and only the seeds differ; a trace is split in time. `load` is offered work
     over capacity of the held-out part. `notes` say what was filled in or stretched.
     """
 
@@ -37,10 +37,10 @@ def build_environments(scenario: Scenario, trace: str | None = None, seed: int =
         InputError: the trace is missing, malformed, empty or too short.
     """
     name = trace if trace is not None else scenario.arrivals.trace
-    if name is None or (trace is None and scenario.arrivals.kind == "poisson"):
+    if name is None or (trace is None and scenario.arrivals.drawn):
         environment = Environment.from_scenario(scenario)
         rate = scenario.arrival_rate_per_s
-        assert rate is not None  # Arrivals demands it for Poisson
+        assert rate is not None  # Arrivals demands it where requests are drawn
         return Environments(environment, environment, rate * scenario.mean_work / scenario.capacity, ())
     filled = fill_trace(read_trace(name), scenario, seed)
     first, second = split_trace(filled, scenario.arrivals.train_share)

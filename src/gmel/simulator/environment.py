@@ -12,8 +12,10 @@ from gmel.physics.random import mix_seed
 from gmel.physics.sharing import SharedServers, Sharing, share
 from gmel.scenario.schema import Scenario
 from gmel.simulator.account import accounts, costs
+from gmel.simulator.arrivals import first_memory
+from gmel.simulator.devices import device_speed, nothing_sent, remember
 from gmel.simulator.failures import next_speed
-from gmel.simulator.links import download_time_s, draw_links, transfer_s
+from gmel.simulator.links import backhaul_s, cells, download_time_s, draw_links, reach, transfer_s
 from gmel.simulator.observation import observe
 from gmel.simulator.plant import Plant, build_plant
 from gmel.simulator.state import (
@@ -23,12 +25,13 @@ from gmel.simulator.state import (
     Outcome,
     Requests,
     Reward,
+    Sent,
     SharedTask,
     State,
     Uploads,
 )
 from gmel.simulator.traffic import TraceArrays, next_requests
-from gmel.simulator.uploads import interrupt, keep, no_uploads, uploading
+from gmel.simulator.uploads import in_cells, interrupt, keep, no_uploads
 
 __all__ = ["Afterstate", "Counterfactual", "Environment", "Projection", "seeds"]
 
@@ -126,25 +129,35 @@ class Environment(eqx.Module):
             resident=self._first_residents(),
             used_s=jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
         )
-        ages = (sizes.age + 2, sizes.servers)
+        ages = (sizes.age + sizes.heard_ages + 1, sizes.servers)
+        requests, arrivals = next_requests(
+            self.plant,
+            self.trace,
+            seed,
+            slot,
+            trace_slot,
+            links,
+            first_memory(sizes.arrivals) if self.trace is None else None,
+        )
         return State(
             seed=seed,
             slot=slot,
             trace_slot=trace_slot,
             links=links,
-            requests=next_requests(self.plant, self.trace, seed, slot, trace_slot, links),
+            requests=requests,
             device_backlog_s=jnp.zeros(sizes.devices, free_s.dtype),
             servers=servers,
-            uploads=no_uploads(sizes.uploads, free_s.dtype, sizes.shared),
+            uploads=no_uploads(sizes.uploads, free_s.dtype, sizes.shared, sizes.routed),
             broadcasts=Broadcasts(
                 wait_s=jnp.zeros(ages, free_s.dtype),
                 uploads=jnp.zeros(ages, free_s.dtype),
-                resident=jnp.broadcast_to(servers.resident, (sizes.age + 2, *servers.resident.shape)),
+                resident=jnp.broadcast_to(servers.resident, (ages[0], *servers.resident.shape)),
                 up=jnp.ones(ages, bool) if sizes.failures is not None else None,
             ),
-            own_unseen_s=jnp.zeros((sizes.age, sizes.devices, sizes.servers), free_s.dtype),
+            sent=nothing_sent(ages[0] - 2, sizes.requests, sizes.servers, free_s.dtype),
             lost=jnp.zeros((), jnp.int32),
             speed=jnp.ones(sizes.servers, free_s.dtype) if sizes.failures is not None else None,
+            arrivals=arrivals,
         )
 
     def observe(self, state: State, fresh: bool = False) -> Observation:
@@ -219,8 +232,11 @@ class Environment(eqx.Module):
         if state.speed is not None:
             speed = next_speed(plant, state.seed, slot, state.speed)
             in_flight = interrupt(in_flight, speed, plant.switches.failures)
+        arrivals = state.arrivals
         if requests is None:
-            requests = next_requests(plant, self.trace, state.seed, slot, trace_slot, state.links)
+            requests, arrivals = next_requests(
+                plant, self.trace, state.seed, slot, trace_slot, state.links, state.arrivals
+            )
         after = State(
             seed=state.seed,
             slot=slot,
@@ -231,9 +247,10 @@ class Environment(eqx.Module):
             servers=servers,
             uploads=in_flight,
             broadcasts=_announce(state.broadcasts, servers, in_flight, speed),
-            own_unseen_s=self._remember(state, decided),
+            sent=self._remember(state, decided),
             lost=state.lost + lost,
             speed=speed,
+            arrivals=arrivals,
         )
         return after, reward, outcome
 
@@ -243,25 +260,35 @@ class Environment(eqx.Module):
         local = requests.present & (action == 0)
         remote = requests.present & (action > 0)
         server = jnp.clip(action - 1, 0, sizes.servers - 1)
-        snr = state.links.uplink_snr[requests.device]
-        chosen = (jnp.arange(sizes.servers)[None, :] == server[:, None]) & remote[:, None]
         at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
+        cells_of = cells(plant, state.links, requests.device)
+        way = reach(requests, state.links, cells_of)
+        cell = server
 
         def of_server(table: Float[Array, "requests servers"]) -> Float[Array, "requests"]:
             return jnp.sum(jnp.where(at_server, table, 0.0), axis=1)
 
+        if cells_of is not None:
+            cell = jnp.take_along_axis(cells_of, server[:, None], axis=1)[:, 0]
         users = jnp.ones(())
         if sizes.radio.sharing == "equal":
-            in_flight = uploading(state.uploads)[:, None] & (
-                state.uploads.server[:, None] == jnp.arange(sizes.servers)[None, :]
+            at_cell = jnp.arange(sizes.servers)[None, :] == cell[:, None]
+            in_cell = jnp.sum(at_cell & remote[:, None], axis=0) + jnp.sum(
+                in_cells(state.uploads, sizes.servers), axis=0
             )
-            users = of_server(jnp.sum(chosen, axis=0)[None, :] + jnp.sum(in_flight, axis=0)[None, :] + 0.0 * snr)
+            users = jnp.sum(jnp.where(at_cell, in_cell[None, :], 0), axis=1).astype(way.snr.dtype)
             users = jnp.maximum(users, 1.0)
-        active_s = transfer_s(plant, requests.size_bit, of_server(snr), of_server(requests.fade), users, "uplink")
-        upload_s = active_s + of_server(requests.outage_s)
+        link_bps = None if way.rate_bps is None else of_server(way.rate_bps)
+        outage_s = of_server(way.outage_s)
+        active_s = transfer_s(
+            plant, requests.size_bit, of_server(way.snr), of_server(way.fade), users, "uplink", link_bps
+        )
+        sent_s = active_s + outage_s
+        upload_s = sent_s if cells_of is None else sent_s + of_server(backhaul_s(plant, cells_of, requests.size_bit))
         zero = jnp.zeros_like(upload_s)
         work = requests.work * requests.noise
-        speed = of_server(jnp.broadcast_to(plant.server_speed, snr.shape))
+        speed = of_server(jnp.broadcast_to(plant.server_speed, at_server.shape))
+        own_speed = device_speed(plant, state.seed, requests.device)
         rows = Uploads(
             present=requests.present,
             device=requests.device.astype(jnp.int32),
@@ -270,18 +297,20 @@ class Environment(eqx.Module):
             row=jnp.arange(sizes.requests, dtype=jnp.int32),
             decided_s=zero,
             generated_s=requests.generated_s,
-            upload_start_s=jnp.where(local, 0.0, of_server(requests.outage_s)),
+            upload_start_s=jnp.where(local, 0.0, outage_s),
             ready_s=jnp.where(local, 0.0, upload_s),
-            service_s=jnp.where(local, work / plant.device_speed, work / speed),
+            service_s=jnp.where(local, work / own_speed, work / speed),
             model=requests.model.astype(jnp.int32),
             load_s=requests.load_s,
-            download_s=jnp.where(local, 0.0, of_server(download_time_s(plant, requests, state.links)))
+            download_s=jnp.where(local, 0.0, of_server(download_time_s(plant, requests, state.links, cells_of)))
             if sizes.radio.download
             else zero,
             deadline_s=requests.deadline_s,
             latency_s=zero,
             cost=zero,
             shared=None,
+            cell=None if cells_of is None else cell,
+            sent_s=None if cells_of is None else jnp.where(local, 0.0, sent_s),
         )
         if state.uploads.shared is not None:
             rows = rows._replace(shared=SharedTask(rows.service_s, jnp.zeros_like(local), zero, zero))
@@ -399,17 +428,11 @@ class Environment(eqx.Module):
         """Backlog of the devices at the start of the slot with what they took on in it."""
         return state.device_backlog_s.at[state.requests.device].max(decided.local_end_s)
 
-    def _remember(self, state: State, decided: _Decided) -> Float[Array, "ages devices servers"]:
-        """What each device sent where in this slot, in front of what it sent before."""
-        if not state.own_unseen_s.shape[0]:
-            return state.own_unseen_s
+    def _remember(self, state: State, decided: _Decided) -> Sent:
+        """What the devices remember of this slot and those before."""
         first = self.plant.switches.uploads
         rows = jax.tree.map(lambda field: field[first:], decided.uploads)
-        # What the device knows of it: the nominal work, without the noise.
-        nominal_s = state.requests.work / self.plant.server_speed[rows.server]
-        sent_s = jnp.where(rows.present & ~decided.local[first:], nominal_s, 0.0)
-        now = jnp.zeros_like(state.own_unseen_s[0]).at[rows.device, rows.server].add(sent_s)
-        return jnp.concatenate([now[None], state.own_unseen_s[:-1]])
+        return remember(self.plant, state.sent, state.requests, rows, decided.local[first:])
 
     def _outcome(self, state: State, decided: _Decided, final: Bool[Array, "rows"]) -> Outcome:
         rows, served = decided.uploads, decided.served
@@ -447,7 +470,7 @@ class Environment(eqx.Module):
 
 def _announce(old: Broadcasts, servers: Servers, uploads: Uploads, speed: Float[Array, "servers"] | None) -> Broadcasts:
     """What the servers say at the new slot start, in front of what they said before."""
-    at_server = uploading(uploads)[:, None] & (uploads.server[:, None] == jnp.arange(servers.free_s.shape[0])[None, :])
+    at_server = in_cells(uploads, servers.free_s.shape[0])
     fresh = Broadcasts(
         wait_s=jnp.min(servers.free_s, axis=1),
         uploads=jnp.sum(at_server, axis=0).astype(old.uploads.dtype),

@@ -1,6 +1,7 @@
 """Links: where devices stand, what each link can carry, how long an upload takes."""
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -11,7 +12,20 @@ from gmel.scenario.schema import Radio
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Links, Requests
 
-__all__ = ["download_time_s", "draw_fading", "draw_links", "draw_positions_m", "least_snr", "reachable", "transfer_s"]
+__all__ = [
+    "Reach",
+    "backhaul_s",
+    "cells",
+    "download_time_s",
+    "draw_fading",
+    "draw_links",
+    "draw_positions_m",
+    "least_snr",
+    "reach",
+    "reachable",
+    "transfer_s",
+    "visible",
+]
 
 # Numbers of the random quantities (see physics/random.py); one table for the whole simulator would hide who uses them.
 RNG_LINKS, RNG_POSITIONS, RNG_SHADOWING, RNG_FADING = 1, 2, 3, 4
@@ -26,6 +40,12 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
         u = uniform(hash_bits(seed, origin, RNG_LINKS, pairs).x)
         snr = channel.db_to_linear(spec.snr_db[0] + (spec.snr_db[1] - spec.snr_db[0]) * u)
         return Links(snr, snr)
+    if spec.model in ("fixed", "wired"):
+        u = uniform(hash_bits(seed, origin, RNG_LINKS, pairs).x)
+        rates = spec.rate_bps
+        rate_bps = None if rates is None else rates.low + (rates.high - rates.low) * u
+        # No radio: the SNR only says that the link is there.
+        return Links(jnp.ones_like(u), jnp.ones_like(u), rate_bps)
     position_m = draw_positions_m(plant, seed)
     apart_m = position_m[:, None, :] - plant.server_position_m[None, :, :]
     distance_2d_m = jnp.sqrt(jnp.sum(apart_m**2, axis=-1))
@@ -33,18 +53,23 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
     # TR 38.901 states the InF formulas from 1 m on.
     distance_m = jnp.maximum(jnp.sqrt(distance_2d_m**2 + height_m**2), 1.0)
     draw = hash_bits(seed, origin, RNG_SHADOWING, pairs)
-    probability = channel.los_probability(
-        distance_2d_m,
-        spec.subscenario,
-        clutter_density=spec.clutter_density,
-        clutter_size_m=spec.clutter_size_m,
-        clutter_height_m=spec.clutter_height_m,
-        base_height_m=spec.server_height_m,
-        device_height_m=spec.device_height_m,
-    )
-    sight = uniform(draw.x) < probability
-    loss_db = channel.path_loss_db(distance_m, spec.carrier_ghz, spec.subscenario, sight)
-    shadow_db = channel.shadowing_sigma_db(spec.subscenario, sight) * normal(draw.y, draw.z)
+    shadow = normal(draw.y, draw.z)
+    if spec.model == "log-distance":
+        loss_db = spec.loss_at_1m_db + spec.loss_slope_db * jnp.log10(distance_m) + 20.0 * math.log10(spec.carrier_ghz)
+        shadow_db = spec.shadowing_db * shadow
+    else:
+        probability = channel.los_probability(
+            distance_2d_m,
+            spec.subscenario,
+            clutter_density=spec.clutter_density,
+            clutter_size_m=spec.clutter_size_m,
+            clutter_height_m=spec.clutter_height_m,
+            base_height_m=spec.server_height_m,
+            device_height_m=spec.device_height_m,
+        )
+        sight = uniform(draw.x) < probability
+        loss_db = channel.path_loss_db(distance_m, spec.carrier_ghz, spec.subscenario, sight)
+        shadow_db = channel.shadowing_sigma_db(spec.subscenario, sight) * shadow
     gain_db = -(loss_db + shadow_db)
     up = plant.device_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.noise_figure_db)
     down = spec.server_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.device_noise_figure_db)
@@ -63,6 +88,67 @@ def draw_positions_m(plant: Plant, seed: UInt32[Array, "2"]) -> Float[Array, "de
 def least_snr(spec: Radio) -> float:
     """Linear SNR that a link must have: the scenario's floor, but at least what the rate model can decode."""
     return max(10 ** (0.1 * spec.floor_snr_db), radio.lowest_snr(spec.rate))
+
+
+class Reach(NamedTuple):
+    """The way of each request to each server: what the cell on the way can carry."""
+
+    snr: Float[Array, "requests servers"]
+    fade: Float[Array, "requests servers"]
+    outage_s: Float[Array, "requests servers"]
+    rate_bps: Float[Array, "requests servers"] | None
+
+
+def cells(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Int[Array, "requests servers"] | None:
+    """The cell over which each device reaches each server (number of its server); None: every server its own."""
+    sizes = plant.switches
+    if not sizes.routed:
+        return None
+    has_cell = plant.server_has_cell > 0
+    if sizes.radio.model in ("fixed", "wired"):
+        with_cell = jnp.flatnonzero(has_cell, size=sizes.servers)
+        home = with_cell[device % jnp.sum(has_cell)]
+    else:
+        home = jnp.argmax(jnp.where(has_cell, links.uplink_snr[device], -1.0), axis=1)
+    home = home.astype(jnp.int32)[:, None]
+    if sizes.radio.access == "home":
+        return jnp.broadcast_to(home, (device.shape[0], sizes.servers))
+    return jnp.where(has_cell, jnp.arange(sizes.servers, dtype=jnp.int32), home)
+
+
+def reach(requests: Requests, links: Links, cell: Int[Array, "requests servers"] | None, uplink: bool = True) -> Reach:
+    """What the cell on the way of each request to each server can carry."""
+
+    def over(table: Float[Array, "requests servers"]) -> Float[Array, "requests servers"]:
+        return table if cell is None else jnp.take_along_axis(table, cell, axis=1)
+
+    snr = links.uplink_snr if uplink else links.downlink_snr
+    rate_bps = None if links.rate_bps is None else over(links.rate_bps[requests.device])
+    return Reach(over(snr[requests.device]), over(requests.fade), over(requests.outage_s), rate_bps)
+
+
+def backhaul_s(
+    plant: Plant, cell: Int[Array, "requests servers"] | None, bits: Float[Array, "requests"]
+) -> Float[Array, "requests servers"]:
+    """Time from the cell to the server where they are not the same place."""
+    servers = plant.switches.servers
+    if cell is None:
+        return jnp.zeros((bits.shape[0], servers), bits.dtype)
+    forward_s = plant.backhaul_delay_s + bits[:, None] * plant.backhaul_s_per_bit
+    return jnp.where(cell == jnp.arange(servers), 0.0, forward_s)
+
+
+def visible(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Bool[Array, "requests servers"]:
+    """Whether a device can choose a server: it hears it, and it is among its best where the scenario limits them."""
+    spec, snr = plant.switches.radio, links.uplink_snr[device]
+    usable = reachable(spec, snr)
+    if spec.visible_servers is None or spec.visible_servers >= plant.switches.servers:
+        return usable
+    quality = snr if links.rate_bps is None else links.rate_bps[device]
+    quality = jnp.where(plant.server_has_cell > 0, quality, jnp.inf)  # what has no cell is not limited
+    better = jnp.sum(quality[:, None, :] > quality[:, :, None], axis=2)
+    cloud = jnp.sum(plant.server_has_cell == 0)
+    return usable & (better < spec.visible_servers + cloud)
 
 
 def reachable(spec: Radio, snr: Float[Array, "..."]) -> Bool[Array, "..."]:
@@ -111,27 +197,37 @@ def transfer_s(
     fade: Float[Array, "..."],
     users: Float[Array, "..."],
     direction: Literal["uplink", "downlink"],
+    link_bps: Float[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
     """Seconds to carry `bits` over a link with `users` equal sharers of its cell (equation (3)).
 
-    Full power on the narrower band raises the SNR with the number of sharers.
+    Full power on the narrower band raises the SNR with the number of sharers. `link_bps` is the rate of the link where
+    it is fixed.
     """
     spec = plant.switches.radio
+    if spec.model == "wired":
+        return 0.0 * (bits + snr)
+    if link_bps is not None:
+        return bits * users / link_bps + 0.0 * snr
     up = direction == "uplink"
     truncation = radio.UPLINK_TRUNCATION if up else radio.DOWNLINK_TRUNCATION
     share = spec.uplink_share if up else spec.downlink_share
+    cap = spec.efficiency_cap
     if spec.fading == "ergodic":
-        efficiency = radio.ergodic_spectral_efficiency(spec.rate, snr * users, truncation=truncation)
+        efficiency = radio.ergodic_spectral_efficiency(spec.rate, snr * users, cap=cap, truncation=truncation)
     else:
-        efficiency = radio.spectral_efficiency(spec.rate, snr * users * fade, truncation=truncation)
+        efficiency = radio.spectral_efficiency(spec.rate, snr * users * fade, cap=cap, truncation=truncation)
     rate_bps = share * spec.bandwidth_hz / users * efficiency
     # A link that carries nothing is masked; the bound keeps its time finite.
     return bits / jnp.maximum(rate_bps, 1.0)
 
 
-def download_time_s(plant: Plant, requests: Requests, links: Links) -> Float[Array, "requests servers"]:
-    """Download time of each request from each server; downlinks do not contend (servers send one result at a
-    time)."""
-    snr = links.downlink_snr[requests.device]
-    one = jnp.ones_like(snr)
-    return transfer_s(plant, requests.bits_out[:, None], snr, one, one, "downlink")
+def download_time_s(
+    plant: Plant, requests: Requests, links: Links, cell: Int[Array, "requests servers"] | None
+) -> Float[Array, "requests servers"]:
+    """Download time of each request from each server, over the same cell; downlinks do not contend (servers send one
+    result at a time)."""
+    way = reach(requests, links, cell, uplink=False)
+    one = jnp.ones_like(way.snr)
+    over_radio_s = transfer_s(plant, requests.bits_out[:, None], way.snr, one, one, "downlink", way.rate_bps)
+    return over_radio_s if cell is None else over_radio_s + backhaul_s(plant, cell, requests.bits_out)

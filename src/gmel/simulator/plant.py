@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import stats
 
-from gmel.scenario.errors import InputError
-from gmel.scenario.schema import Choice, Failures, Radio, Reward, Scenario
+from gmel.scenario.schema import Arrivals, Choice, Failures, Radio, Reward, Scenario
+from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
 
@@ -30,6 +29,9 @@ class Switches:
     requests: int
     uploads: int
     age: int
+    heard_ages: int
+    """How many broadcasts a device may have to look back through (more than one where they get lost)."""
+    broadcast_loss: float
     catalogue: bool
     shared: bool
     """Whether tasks are followed until they end (`physics/sharing.py`): servers share their time, or fail."""
@@ -38,6 +40,12 @@ class Switches:
     drop: bool
     noise: bool
     deadline_varies: bool
+    device_speed_varies: bool
+    step_work_varies: bool
+    local: bool
+    routed: bool
+    """Whether some server is reached over the cell of another."""
+    arrivals: Arrivals
     at_slot_start: bool
     radio: Radio
     reward: Reward
@@ -47,7 +55,8 @@ class Catalogue(eqx.Module):
     """What a request may ask for. For `uniform` tasks there is one entry and the ranges are used directly."""
 
     model_cdf: Float[Array, "models"]
-    step_work: Float[Array, "models"]
+    step_work_low: Float[Array, "models"]
+    step_work_high: Float[Array, "models"]
     fixed_work: Float[Array, "models"]
     steps: Float[Array, "models choices"]
     steps_cdf: Float[Array, "models choices"]
@@ -83,14 +92,18 @@ class Plant(eqx.Module):
     server_power_w: Float[Array, "servers"]
     server_switch_power_w: Float[Array, "servers"]
     server_position_m: Float[Array, "servers 2"]
-    device_speed: Float[Array, ""]
+    server_has_cell: Float[Array, "servers"]
+    backhaul_s_per_bit: Float[Array, "servers"]
+    """Seconds a bit takes to the server from another cell."""
+    backhaul_delay_s: Float[Array, "servers"]
+    device_speed_low: Float[Array, ""]
+    device_speed_high: Float[Array, ""]
     device_power_w: Float[Array, ""]
     device_idle_power_w: Float[Array, ""]
     device_tx_power_w: Float[Array, ""]
     device_tx_power_dbm: Float[Array, ""]
     device_cdf: Float[Array, "devices"]
-    arrivals_cdf: Float[Array, "requests"]
-    """P(requests in a slot <= k), k = 0, 1, ... (Poisson arrivals)."""
+    arrivals: ArrivalLaws
     work_low: Float[Array, ""]
     work_high: Float[Array, ""]
     deadline_low_s: Float[Array, ""]
@@ -101,37 +114,19 @@ class Plant(eqx.Module):
     """Where the devices stand; None: drawn."""
 
 
-# A draw above this share of the Poisson law is cut off: below the resolution of a 23-bit uniform number.
-_TAIL = 2.0**-23
-
-
-def request_capacity(scenario: Scenario) -> int:
-    """Rows of the request table: enough for all but one slot in eight million of Poisson arrivals.
-
-    Raises:
-        InputError: the table would be unreasonably large.
-    """
-    if scenario.arrivals.max_per_slot is not None:
-        return scenario.arrivals.max_per_slot
-    rate = scenario.arrival_rate_per_s
-    assert rate is not None  # Arrivals demands it for Poisson
-    mean = rate * scenario.slot.length_s
-    if mean > 20_000:
-        raise InputError(
-            f"arrivals: {mean:.3g} requests per slot of {scenario.slot.length_s:g} s; at most 20,000: "
-            "lower arrivals.load or arrivals.rate_per_s, or shorten slot.length_s"
-        )
-    return max(1, int(stats.poisson.isf(_TAIL, mean)))
+# So many broadcasts are looked back through that all are lost less often than this.
+_UNHEARD = 1e-6
 
 
 def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     """Arrays and switches of a scenario; `requests` overrides the rows of the request table (for traces)."""
     rows = requests if requests is not None else request_capacity(scenario)
-    radio, tasks, slot_s = scenario.radio, scenario.tasks, scenario.slot.length_s
+    radio, tasks = scenario.radio, scenario.tasks
     uploads = (
         scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows, radio.sharing == "equal")
     )
     shared = scenario.service.discipline != "fifo" or scenario.failures.any
+    age, loss = scenario.slot.broadcast_age_slots, scenario.slot.broadcast_loss
     switches = Switches(
         devices=scenario.devices.count,
         servers=len(scenario.servers),
@@ -140,7 +135,9 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         models=len(scenario.models) if scenario.switching else 0,
         requests=rows,
         uploads=uploads,
-        age=scenario.slot.broadcast_age_slots,
+        age=age,
+        heard_ages=1 + (math.ceil(math.log(_UNHEARD) / math.log(loss)) if loss else 0),
+        broadcast_loss=loss,
         catalogue=tasks.kind == "catalogue",
         shared=shared,
         failures=scenario.failures if scenario.failures.any else None,
@@ -148,6 +145,11 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         drop=tasks.deadline == "drop",
         noise=tasks.noise_sigma > 0,
         deadline_varies=tasks.deadline_s.low < tasks.deadline_s.high,
+        device_speed_varies=scenario.devices.speed.varies,
+        step_work_varies=any(model.step_work.varies for model in scenario.models),
+        local=scenario.devices.local,
+        routed=radio.access == "home" or not all(server.cell for server in scenario.servers),
+        arrivals=scenario.arrivals,
         at_slot_start=scenario.slot.latency_from == "decided",
         radio=radio,
         reward=scenario.reward,
@@ -158,9 +160,6 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         limit = np.array([server.concurrency or np.inf for server in scenario.servers], float)
         sharing = scenario.service.discipline == "sharing"
         beta = np.array([1.0 if sharing else server.round_share for server in scenario.servers])
-    rate = scenario.arrival_rate_per_s
-    counts = np.arange(rows)
-    arrivals_cdf = stats.poisson.cdf(counts, (rate or 0.0) * slot_s)
     weights = np.arange(1, scenario.devices.count + 1, dtype=float) ** -scenario.arrivals.device_skew
     work, bits = tasks.work, tasks.bits_in
 
@@ -169,7 +168,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
 
     return Plant(
         switches=switches,
-        slot_s=array(slot_s),
+        slot_s=array(scenario.slot.length_s),
         server_speed=array([server.speed for server in scenario.servers]),
         server_gpus=array(gpus),
         server_limit=array(limit),
@@ -179,13 +178,19 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         server_power_w=array([server.power_w for server in scenario.servers]),
         server_switch_power_w=array([server.switch_power_w for server in scenario.servers]),
         server_position_m=array(_positions(scenario)),
-        device_speed=array(scenario.devices.speed),
+        server_has_cell=array([float(server.cell) for server in scenario.servers]),
+        backhaul_s_per_bit=array(
+            [1.0 / server.backhaul_bps if server.backhaul_bps else 0.0 for server in scenario.servers]
+        ),
+        backhaul_delay_s=array([server.backhaul_delay_s for server in scenario.servers]),
+        device_speed_low=array(scenario.devices.speed.low),
+        device_speed_high=array(scenario.devices.speed.high),
         device_power_w=array(scenario.devices.compute_power_w),
         device_idle_power_w=array(scenario.devices.idle_power_w),
         device_tx_power_w=array(10 ** (0.1 * scenario.devices.tx_power_dbm - 3)),
         device_tx_power_dbm=array(scenario.devices.tx_power_dbm),
         device_cdf=array(_cdf(weights)),
-        arrivals_cdf=array(arrivals_cdf),
+        arrivals=arrival_laws(scenario, rows),
         work_low=array(work.low if work else 0.0),
         work_high=array(work.high if work else 0.0),
         deadline_low_s=array(tasks.deadline_s.low),
@@ -216,7 +221,8 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
     images, images_cdf = _choices([model.images for model in models])
     return Catalogue(
         model_cdf=jnp.asarray(_cdf(np.array([model.popularity for model in models] or [1.0]))),
-        step_work=column([model.step_work for model in models], 1.0),
+        step_work_low=column([model.step_work.low for model in models], 1.0),
+        step_work_high=column([model.step_work.high for model in models], 1.0),
         fixed_work=column([model.fixed_work for model in models], 0.0),
         steps=steps,
         steps_cdf=steps_cdf,

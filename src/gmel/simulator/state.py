@@ -16,6 +16,7 @@ __all__ = [
     "Outcome",
     "Requests",
     "Reward",
+    "Sent",
     "SharedTask",
     "State",
     "Uploads",
@@ -98,6 +99,8 @@ class Links(NamedTuple):
 
     uplink_snr: Float[Array, "devices servers"]
     downlink_snr: Float[Array, "devices servers"]
+    rate_bps: Float[Array, "devices servers"] | None = None
+    """Only where the rates are fixed."""
 
 
 class SharedTask(NamedTuple):
@@ -134,6 +137,10 @@ class Uploads(NamedTuple):
     """What the task was last projected to take and to cost (see Reward)."""
     shared: SharedTask | None
     """Only where servers share their time."""
+    cell: Int[Array, "uploads"] | None = None
+    """The cell that the upload uses, where it is not always that of its server."""
+    sent_s: Float[Array, "uploads"] | None = None
+    """When it leaves the cell for the server, likewise."""
 
 
 class Broadcasts(NamedTuple):
@@ -144,6 +151,17 @@ class Broadcasts(NamedTuple):
     resident: Bool[Array, "ages servers models"]
     up: Bool[Array, "ages servers"] | None = None
     """Whether the server was up; only with failures."""
+
+
+class Sent(NamedTuple):
+    """What the devices remember of their requests of the last slots, newest first: who sent how much work where.
+
+    `server` is the number of servers where nothing was sent.
+    """
+
+    device: Int[Array, "ages requests"]
+    server: Int[Array, "ages requests"]
+    nominal_s: Float[Array, "ages requests"]
 
 
 class State(NamedTuple):
@@ -158,12 +176,13 @@ class State(NamedTuple):
     servers: Servers
     uploads: Uploads
     broadcasts: Broadcasts
-    own_unseen_s: Float[Array, "ages devices servers"]
-    """Service time that each device sent to each server in the last slots, newest first."""
+    sent: "Sent"
     lost: Int[Array, ""]
     """Uploads that did not fit the table of uploads in flight since the reset; must stay 0."""
     speed: Float[Array, "servers"] | None = None
     """Relative speed of each server in this slot (0: down); only with failures or stragglers."""
+    arrivals: Float[Array, ""] | None = None
+    """What the law of the arrivals remembers (`gmel.simulator.arrivals`)."""
 
 
 class Reward(NamedTuple):

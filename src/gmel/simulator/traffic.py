@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.physics.random import Bits, hash_bits, normal, uniform
+from gmel.simulator.arrivals import Arrived, draw_arrivals
 from gmel.simulator.links import draw_fading
 from gmel.simulator.plant import Plant, pick
 from gmel.simulator.state import Links, Requests
 
 __all__ = ["TraceArrays", "next_requests"]
 
-RNG_COUNT, RNG_REQUEST, RNG_CONTENT, RNG_DEADLINE, RNG_NOISE, RNG_LOAD = 8, 9, 10, 11, 12, 13
+RNG_REQUEST, RNG_CONTENT, RNG_DEADLINE, RNG_NOISE, RNG_LOAD = 9, 10, 11, 12, 13
 
 
 class TraceArrays(eqx.Module):
@@ -34,16 +35,17 @@ def next_requests(
     slot: Int[Array, ""],
     trace_slot: Int[Array, ""],
     links: Links,
-) -> Requests:
-    """The requests that are decided at the start of `slot`.
+    memory: Float[Array, ""] | None,
+) -> tuple[Requests, Float[Array, ""] | None]:
+    """The requests that are decided at the start of `slot`, and what the arrivals then remember.
 
-    Generation times are uniform over the slot before (Poisson arrivals), or at the slot start itself where the scenario
-    counts latency from the decision. A trace starts again at its end.
+    They came in the slot before, or at the slot start itself where the scenario counts latency from the decision. A
+    trace starts again at its end.
     """
     sizes = plant.switches
     rows = jnp.arange(sizes.requests, dtype=jnp.int32)
     if trace is None:
-        drawn = _draw(plant, seed, slot, rows)
+        drawn, memory = _draw(plant, seed, slot, rows, memory)
     else:
         at = trace_slot % trace.present.shape[0]
         drawn = TraceArrays(
@@ -65,7 +67,7 @@ def next_requests(
     load_s = 0.0 * one
     if sizes.switching:
         load_s = _load_time(plant, hash_bits(seed, slot, RNG_LOAD, rows), drawn.model)
-    return Requests(
+    requests = Requests(
         present=drawn.present,
         device=drawn.device,
         generated_s=0.0 * one if sizes.at_slot_start else drawn.generated_s,
@@ -79,22 +81,35 @@ def next_requests(
         fade=fade,
         outage_s=outage_s,
     )
+    return requests, memory
 
 
-def _draw(plant: Plant, seed: UInt32[Array, "2"], slot: Int[Array, ""], rows: Int[Array, "requests"]) -> TraceArrays:
-    """Poisson arrivals of the whole plant, each from a device drawn by its weight.
+def _draw(
+    plant: Plant,
+    seed: UInt32[Array, "2"],
+    slot: Int[Array, ""],
+    rows: Int[Array, "requests"],
+    memory: Float[Array, ""] | None,
+) -> tuple[TraceArrays, Float[Array, ""] | None]:
+    """Drawn requests: when they come (`gmel.simulator.arrivals`), from whom, and what they ask for.
 
-    That is the same law as an independent Poisson process per device (splitting), at the cost of the requests alone.
+    Poisson arrivals of the whole plant, each from a device drawn by its weight, have the same law as an independent
+    Poisson process per device (splitting), at the cost of the requests alone.
     """
     sizes, catalogue = plant.switches, plant.catalogue
-    count = jnp.sum(uniform(hash_bits(seed, slot, RNG_COUNT, jnp.zeros((), jnp.int32)).x) > plant.arrivals_cdf)
     bits = hash_bits(seed, slot, RNG_REQUEST, rows)
+    arrived: Arrived = draw_arrivals(
+        sizes.arrivals, plant.arrivals, seed, slot, plant.slot_s, uniform(bits.y), sizes.devices, memory
+    )
     if sizes.catalogue:
         content = hash_bits(seed, slot, RNG_CONTENT, rows)
         model = pick(catalogue.model_cdf, uniform(content.x))
         steps = _entry(catalogue.steps, catalogue.steps_cdf, model, uniform(content.y))
         images = _entry(catalogue.images, catalogue.images_cdf, model, uniform(content.z))
-        work = images * (catalogue.fixed_work[model] + steps * catalogue.step_work[model])
+        step_work = catalogue.step_work_low[model]
+        if sizes.step_work_varies:
+            step_work = step_work + (catalogue.step_work_high[model] - step_work) * uniform(content.w)
+        work = images * (catalogue.fixed_work[model] + steps * step_work)
         low, high = catalogue.bits_low[model], catalogue.bits_high[model]
         bits_out = images * catalogue.bits_out[model]
     else:
@@ -106,16 +121,17 @@ def _draw(plant: Plant, seed: UInt32[Array, "2"], slot: Int[Array, ""], rows: In
     if sizes.deadline_varies:
         u = uniform(hash_bits(seed, slot, RNG_DEADLINE, rows).x)
         deadline_s = plant.deadline_low_s + (plant.deadline_high_s - plant.deadline_low_s) * u
-    return TraceArrays(
-        present=rows < count,
-        device=pick(plant.device_cdf, uniform(bits.x)),
-        generated_s=-uniform(bits.y) * plant.slot_s,
+    drawn = TraceArrays(
+        present=arrived.present,
+        device=pick(plant.device_cdf, uniform(bits.x)) if arrived.device is None else arrived.device,
+        generated_s=arrived.generated_s,
         size_bit=low + (high - low) * uniform(bits.w),
         bits_out=bits_out,
         work=work,
         model=model,
         deadline_s=deadline_s,
     )
+    return drawn, arrived.memory
 
 
 def _load_time(plant: Plant, bits: Bits, model: Int[Array, "requests"]) -> Float[Array, "requests"]:

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 from gmel.scenario.schema import Failures
 from gmel.simulator.state import SharedTask, Uploads
 
-__all__ = ["interrupt", "keep", "no_uploads", "uploading"]
+__all__ = ["in_cells", "interrupt", "keep", "no_uploads", "on_their_way", "uploading"]
 
 
-def no_uploads(count: int, dtype: jnp.dtype, shared: bool) -> Uploads:
+def no_uploads(count: int, dtype: jnp.dtype, shared: bool, routed: bool) -> Uploads:
     number, index = jnp.zeros(count, dtype), jnp.zeros(count, jnp.int32)
     return Uploads(
         present=jnp.zeros(count, bool),
@@ -33,12 +33,27 @@ def no_uploads(count: int, dtype: jnp.dtype, shared: bool) -> Uploads:
         latency_s=number,
         cost=number,
         shared=SharedTask(number, jnp.zeros(count, bool), number, number) if shared else None,
+        cell=index if routed else None,
+        sent_s=number if routed else None,
     )
 
 
 def uploading(tasks: Uploads) -> Bool[Array, "uploads"]:
-    """The tasks that use their link at the slot start; where servers share their time the table holds others too."""
+    """The tasks that use their link at the slot start. The table may hold others: forwarded, or shared servers."""
+    if tasks.sent_s is not None:
+        return tasks.present & (tasks.sent_s > 0)
     return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
+
+
+def on_their_way(tasks: Uploads) -> Bool[Array, "uploads"]:
+    """The tasks that have not arrived at their server at the slot start."""
+    return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
+
+
+def in_cells(tasks: Uploads, servers: int) -> Bool[Array, "uploads servers"]:
+    """Which task uses which cell at the slot start."""
+    cell = tasks.server if tasks.cell is None else tasks.cell
+    return uploading(tasks)[:, None] & (cell[:, None] == jnp.arange(servers)[None, :])
 
 
 def keep(
@@ -56,6 +71,8 @@ def keep(
         upload_start_s=kept.upload_start_s - slot_s,
         ready_s=kept.ready_s - slot_s,
     )
+    if kept.sent_s is not None:
+        kept = kept._replace(sent_s=kept.sent_s - slot_s)
     if kept.shared is not None:
         kept = kept._replace(shared=kept.shared._replace(start_s=kept.shared.start_s - slot_s))
     lost = jnp.maximum(jnp.sum(stay) - capacity, 0)

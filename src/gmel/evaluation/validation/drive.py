@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gmel.policies.policy import Policy
-from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Service, Slot, Tasks
+from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Service, Slot, Spread, Tasks
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import Outcome, Requests, State
 
@@ -72,7 +72,7 @@ def queue_plant(
     return Scenario(
         name="queue",
         slot=Slot(length_s=slot_s, broadcast_age_slots=age),
-        devices=Devices(count=1, speed=1e-6),
+        devices=Devices(count=1, speed=Spread.constant(1e-6)),
         servers=[
             Server(name=f"S{number}", speed=1.0, gpus=gpus, concurrency=concurrency, round_share=round_share)
             for number in range(servers)

@@ -179,7 +179,7 @@ def run_path(scenario: Scenario, seed: int, slots: int = SLOTS, drain: int = DRA
         records = task_records(outcome, scenario.slot.length_s)
         row = _rows(outcome)
         at = (records.decided_slot, row)
-        speeds = np.array([scenario.devices.speed, *(server.speed for server in scenario.servers)])
+        speeds = np.array([scenario.devices.speed.mean, *(server.speed for server in scenario.servers)])
         work = np.asarray(requests.work, float)[at] * np.asarray(requests.noise, float)[at]
         last_wait_s = np.asarray(last.servers.free_s, float).min(axis=1)
     if np.any(last_wait_s > 0) or np.any(last.device_backlog_s > 0) or np.any(last.uploads.present):

@@ -17,7 +17,7 @@ from scipy import special
 from gmel.evaluation.validation.check import Exact, Run, Sample, check
 from gmel.physics import channel, radio
 from gmel.physics.random import mix_seed
-from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Tasks
+from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Spread, Tasks
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.links import draw_fading, draw_links, least_snr, transfer_s
 from gmel.simulator.plant import Plant, build_plant
@@ -210,7 +210,7 @@ def poisson_count(run: Run) -> Sample:
 def _scenario(spec: Radio, rate_per_s: float = 1.0) -> Scenario:
     return Scenario(
         name="radio",
-        devices=Devices(count=DEVICES, speed=1.0),
+        devices=Devices(count=DEVICES, speed=Spread.constant(1.0)),
         servers=[Server(name=f"S{number}", speed=1.0) for number in range(SERVERS)],
         radio=spec,
         tasks=Tasks(
