@@ -98,8 +98,8 @@ def test_flat_rows_by_hand() -> None:
     # Work 0.5 ... 2 on three servers with 6 work units/s; 1 ... 8 Mbit.
     assert scale == pytest.approx((1.25 / 2.0, 4.5e6, 1.25))
     rows = np.asarray(flat.flat_rows(seen, scale))
-    columns = {name: rows[:, at] for at, name in enumerate(flat.flat_columns(3))}
-    assert rows.shape[1] == len(columns) == flat.flat_width(3)
+    columns = {name: rows[:, at] for at, name in enumerate(flat.flat_columns(4))}
+    assert rows.shape[1] == len(columns) == flat.flat_width(4)
     present = np.asarray(seen.present)
     assert 0 < present.sum() < len(present)
     assert not rows[~present].any()

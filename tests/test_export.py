@@ -24,7 +24,7 @@ from onnx.reference import ReferenceEvaluator
 import gmel
 from gmel.learning import export
 from gmel.learning.export import export_policy, load_actor, write_onnx
-from gmel.learning.networks import Actor, direct, encode
+from gmel.learning.networks import Actor, direct, encode, option_inputs
 from gmel.policies import exported
 from gmel.policies.exported import OPTION_UNITS, TASK_UNITS, ExportedPolicy
 from gmel.scenario.errors import InputError
@@ -293,7 +293,7 @@ def test_same_actor_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_input_added_to_the_networks_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(export, "OPTION_INPUTS", export.OPTION_INPUTS + 1)
+    monkeypatch.setattr(export, "option_inputs", lambda scale: option_inputs(scale) + 1)
     with pytest.raises(AssertionError, match="_encode"):
         write_onnx(actor_of("decentralised"), tmp_path / "actor.onnx")
 
@@ -326,7 +326,8 @@ def test_description_says_what_the_numbers_mean(tmp_path: Path) -> None:
     assert content["training"] == {"seed": 3, "latency_s": 0.5, "loss": None, "curve": [1.0, None]}
     assert tuple(column["name"] for column in content["observation"]["task"]) == TASK_FEATURES
     assert tuple(column["name"] for column in content["observation"]["options"]) == OPTION_FEATURES
-    assert content["actor"]["scale"] == SCALE._asdict()
+    assert content["actor"]["scale"] == {name: getattr(SCALE, name) for name in ("time_s", "size_bit", "work")}
+    assert content["actor"]["levels"] == 1
     policy = ExportedPolicy.load(tmp_path / "policy")
     assert policy.mode == "communicating" and policy.description.weights["mix.weight"] == (96, 32)
     assert policy.description.gmel == gmel.__version__ and policy.description.scenario_name == "test"

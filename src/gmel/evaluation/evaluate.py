@@ -57,6 +57,10 @@ def metrics_of(measured: Measured) -> dict[str, Floats]:
         offloaded = records.option > 0
         return float((records.switch_s > 0).sum()) / max(1, int(offloaded.sum()))
 
+    def quality(records: Records) -> float:
+        # Of what was done in time; not a number where results have no quality.
+        return float(records.quality[records.in_time].mean()) if records.in_time.any() else float("nan")
+
     return {
         "mean_latency_s": measured.per_episode(lambda records: float(records.latency_s.mean())),
         "p95_latency_s": measured.per_episode(lambda records: float(np.percentile(records.latency_s, 95))),
@@ -66,6 +70,7 @@ def metrics_of(measured: Measured) -> dict[str, Floats]:
         ),
         "energy_j": measured.per_episode(lambda records: float(records.energy_j.mean())),
         "switches_per_offloaded_task": measured.per_episode(switches),
+        "quality": measured.per_episode(quality),
     }
 
 
@@ -172,6 +177,7 @@ def _metrics(seeds: list[dict[str, Floats]], reference: Floats | None, optimum: 
         completion_rate=figures["completion_rate"],
         energy_j=figures["energy_j"],
         switches_per_offloaded_task=figures["switches_per_offloaded_task"],
+        quality=None if figures["quality"]["mean"] is None else figures["quality"],
         gap_closed=gap,
     )
 

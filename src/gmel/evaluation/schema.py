@@ -60,6 +60,8 @@ class Metrics(TypedDict):
     completion_rate: Metric
     energy_j: Metric | None
     switches_per_offloaded_task: Metric | None
+    quality: NotRequired[Metric | None]
+    """Mean over the tasks done in time; None where results have no quality."""
     gap_closed: Metric | None
 
 

@@ -67,6 +67,7 @@ _FIGURES = {
     "completion_rate": ("completion %", 2, 100.0),
     "energy_j": ("energy J/task", None, 1.0),
     "switches_per_offloaded_task": ("model switches/offloaded task", 3, 1.0),
+    "quality": ("quality of what is in time", 3, 1.0),
 }
 _OF_HORIZON = ("mean_latency_s", "p95_latency_s", "p99_latency_s", "completion_rate", "energy_j")
 """Figures that depend on the length of the run alone where the backlog grows."""
@@ -206,7 +207,7 @@ def as_json(simulation: Simulation) -> dict[str, Any]:
     overloaded = simulation.overloaded
     figures: dict[str, Any] = {}
     for name, values in metrics_of(measured).items():
-        hidden = overloaded and name in _OF_HORIZON
+        hidden = (overloaded and name in _OF_HORIZON) or bool(np.isnan(values).all())
         figures[name] = None if hidden else metric_of(t_interval(values), list(values))
     return {
         "schema": SIMULATION_SCHEMA,

@@ -117,6 +117,10 @@ def table_notes(evaluation: Evaluation) -> list[str]:
         "generated tasks. "
         "Gap closed: 0 % is L3, 100 % is L5. Bold: best without messages.",
     ]
+    qualities = [(p["label"], p["metrics"].get("quality")) for p in worst_to_best(evaluation)]
+    if any(quality is not None for _, quality in qualities):
+        each = [f"{label} {format_interval(interval_of(quality), 3)}" for label, quality in qualities if quality]
+        notes.append(f"Mean quality of what is done in time: {'; '.join(each)}.")
     if any(policy["unstable"] for policy in evaluation["policies"]):
         word = overload_words(evaluation["load"]).partition(":")[0].capitalize()
         notes.append(f"{word}: the backlog grows without bound, so the policy has no mean latency at this load.")

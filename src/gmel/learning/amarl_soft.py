@@ -35,9 +35,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from gmel.learning import replay
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
 from gmel.learning.clipped import entropy
-from gmel.learning.networks import OPTION_INPUTS, TASK_INPUTS, Actor, Linear, encode
+from gmel.learning.networks import TASK_INPUTS, Actor, Linear, encode, option_inputs
 from gmel.learning.replay import Replay, Slot
 from gmel.learning.rollout import Credit
+from gmel.scenario.errors import InputError
 from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation, option
 
@@ -78,7 +79,7 @@ class OptionCritic(eqx.Module):
     def __init__(self, scale: Scale, key: PRNGKeyArray, width: int = 32, heads: int = 4) -> None:
         keys = jax.random.split(key, 12)
         self.scale, self.heads = scale, heads
-        self.option_in = Linear(OPTION_INPUTS, width, keys[0])
+        self.option_in = Linear(option_inputs(scale), width, keys[0])
         self.task_in = Linear(TASK_INPUTS, width, keys[1])
         self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys[2:5])
         self.own_hidden = Linear(2 * width, width, keys[5])
@@ -211,7 +212,16 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
     communicating: bool = eqx.field(static=True, default=False)
 
     def init(self, task: Task, key: PRNGKeyArray) -> AmarlSoftState:
-        """Networks, optimisers, environments, an empty replay."""
+        """Networks, optimisers, environments, an empty replay.
+
+        Raises:
+            InputError: steps or power can be chosen; the counterfactuals of the critic know places only.
+        """
+        if task.scale.levels > 1:
+            raise InputError(
+                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps or power; "
+                "use amarl, mappo, idqn or maddpg"
+            )
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)
         critic = OptionCritic(task.scale, critic_key, self.critic_width, self.heads)

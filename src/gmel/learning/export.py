@@ -25,13 +25,14 @@ from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as write_arrays
 
 import gmel
-from gmel.learning.networks import DIRECT, OPTION_INPUTS, TASK_INPUTS, Actor, Linear, Message
+from gmel.learning.networks import TASK_INPUTS, Actor, Linear, Message, direct_inputs, option_inputs
 from gmel.policies.exported import (
     DESCRIPTION_FILE,
     FORMAT,
     GRAPH_FILE,
     INPUTS,
     OPTION_UNITS,
+    OTHER_UNITS,
     OUTPUT,
     TASK_UNITS,
     WEIGHTS_FILE,
@@ -43,7 +44,7 @@ from gmel.policies.exported import (
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES
+from gmel.simulator.state import OPTION_FEATURES, OTHER_COST, TASK_FEATURES
 
 __all__ = ["export_policy", "load_actor", "write_onnx"]
 
@@ -54,6 +55,9 @@ IR_VERSION = 7
 
 # The runtime side cannot import the simulator (JAX), so it names the columns itself.
 assert tuple(TASK_UNITS) == TASK_FEATURES and tuple(OPTION_UNITS) == OPTION_FEATURES
+assert tuple(OTHER_UNITS) == (OTHER_COST,)
+
+_UNITS = ("time_s", "size_bit", "work")
 
 
 def export_policy(
@@ -76,7 +80,7 @@ def export_policy(
             )
     graph = _model(actor).SerializeToString(deterministic=True)
     arrays = write_arrays(weights, metadata={"format": str(FORMAT)})
-    schema = observation_schema()
+    schema = observation_schema(actor.scale.other_costs)
     description = {
         "format": FORMAT,
         "gmel": gmel.__version__,
@@ -86,7 +90,8 @@ def export_policy(
             "mode": "communicating" if actor.communicating else "decentralised",
             "communicating": actor.communicating,
             "width": actor.width,
-            "scale": {name: float(value) for name, value in actor.scale._asdict().items()},
+            "scale": {name: float(getattr(actor.scale, name)) for name in _UNITS},
+            "levels": actor.scale.levels,
             "weights": {name: list(array.shape) for name, array in weights.items()},
         },
         "training": _json(training),
@@ -108,17 +113,18 @@ def load_actor(folder: Path) -> Actor:
             or weights that are not finite.
     """
     description = read_description(folder)
-    if set(description.scale) != set(Scale._fields):
+    if set(description.scale) != set(_UNITS):
         raise InputError(
             f"{folder / DESCRIPTION_FILE}: actor.scale has {', '.join(description.scale) or 'nothing'}, "
-            f"must have {', '.join(Scale._fields)}; export the policy again"
+            f"must have {', '.join(_UNITS)}; export the policy again"
         )
     path, data = folder / WEIGHTS_FILE, read_part(folder, WEIGHTS_FILE, description)
     try:
         arrays = parse_arrays(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path}: corrupt ({error}); export the policy again") from error
-    scale, communicating = Scale(**description.scale), description.mode == "communicating"
+    scale = Scale(**description.scale, levels=description.levels, other_costs=description.other_costs)
+    communicating = description.mode == "communicating"
     template = eqx.filter_eval_shape(
         lambda: Actor(scale, jax.random.key(0), width=description.width, communicating=communicating)
     )
@@ -141,7 +147,8 @@ def load_actor(folder: Path) -> Actor:
 def write_onnx(actor: Actor, path: Path) -> None:
     """Writes the actor as an ONNX file, under a temporary name first.
 
-    Inputs, raw and in SI units: `task` float32 `[requests, 6]`, `options` float32 `[requests, options, 11]`, `mask`
+    Inputs, raw and in SI units: `task` float32 `[requests, 6]`, `options` float32 `[requests, options, 11]` (12 with
+    other costs), `mask`
     bool `[requests, options]`, `present` bool `[requests]` (read in communicating mode only). Output: `logits` float32
     `[requests, options]`, minus infinity where masked, as in JAX. Requests and options may be any number.
 
@@ -236,7 +243,7 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
     """As `networks.encode` and `networks.direct`: inputs of the options `[requests, options, inputs]` and of the task
     `[requests, inputs]`, and the direct inputs `[requests, options, direct inputs]`."""
     of_task = graph.columns(task, TASK_FEATURES)
-    of_option = graph.columns(options, OPTION_FEATURES)
+    of_option = graph.columns(options, (*OPTION_FEATURES, OTHER_COST) if scale.other_costs else OPTION_FEATURES)
     log, log1p = (lambda x: graph.node("Log", x)), graph.log1p
 
     def minimum(x: _Tensor, high: float) -> _Tensor:
@@ -272,6 +279,8 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
         graph.node("Tanh", finish - deadline),
         minimum(maximum(upload - backlog, -1.0), 1.0),
     ]
+    if scale.other_costs:
+        encoded_options.append(minimum(maximum(seconds(OTHER_COST), -8.0), 8.0))
     work = of_task["work"] / scale.work
     encoded_task = [
         log1p(work),
@@ -282,7 +291,7 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
         of_task["own_requests"] - 1.0,
         log1p(of_task["own_backlog_s"] / scale.time_s),
     ]
-    if len(encoded_options) != OPTION_INPUTS or len(encoded_task) != TASK_INPUTS:
+    if len(encoded_options) != option_inputs(scale) or len(encoded_task) != TASK_INPUTS:
         raise AssertionError("networks.encode has other inputs than the exported graph: bring _encode in line")
     upload, backlog, service, switch, download = (
         minimum(x, 50.0) for x in (upload, backlog, service, switch, download)
@@ -290,7 +299,9 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
     finish = maximum(upload, backlog) + switch + service + download
     capacity = log(of_option["speed"] * of_option["gpus"] * scale.time_s / scale.work)
     direct = [finish, backlog, upload, switch, service, download, of_option["local"] * finish, capacity]
-    if len(direct) != len(DIRECT):
+    if scale.other_costs:
+        direct.append(minimum(maximum(seconds(OTHER_COST), -50.0), 50.0))
+    if len(direct) != direct_inputs(scale):
         raise AssertionError("networks.direct has other inputs than the exported graph: bring _encode in line")
     return graph.concat(encoded_options), graph.concat(encoded_task), graph.concat(direct)
 
@@ -336,7 +347,7 @@ def _model(actor: Actor) -> onnx.ModelProto:
     _logits(graph, actor, *(_Tensor(graph, name) for name in INPUTS))
     specs: dict[str, tuple[int, list[int | str]]] = {
         "task": (TensorProto.FLOAT, ["requests", len(TASK_FEATURES)]),
-        "options": (TensorProto.FLOAT, ["requests", "options", len(OPTION_FEATURES)]),
+        "options": (TensorProto.FLOAT, ["requests", "options", len(OPTION_FEATURES) + actor.scale.other_costs]),
         "mask": (TensorProto.BOOL, ["requests", "options"]),
         "present": (TensorProto.BOOL, ["requests"]),
     }
@@ -358,7 +369,7 @@ def _model(actor: Actor) -> onnx.ModelProto:
     facts = {
         "gmel": gmel.__version__,
         "mode": "communicating" if actor.communicating else "decentralised",
-        "observation_digest": schema_digest(observation_schema()),
+        "observation_digest": schema_digest(observation_schema(actor.scale.other_costs)),
     }
     helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)

@@ -97,7 +97,7 @@ class Maddpg(Algorithm[MaddpgState]):
         """Networks and their targets, optimisers, environments, an empty replay."""
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         environment = task.environment
-        rows, options = environment.requests, environment.servers + 1
+        rows, options = environment.requests, environment.options
         actor = Actor(task.scale, actor_key, self.width)
         critic = FlatCritic(task.scale, rows, options, critic_key, self.critic_width, actions=True)
         rules = self._optimisers()

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, task
+from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, other_cost_s, task
 
 __all__ = ["Actor", "AttentionCritic", "Packing", "Values", "attention", "encode", "packing"]
 
 OPTION_INPUTS = 18
+"""Of an option; one more where the scenario counts more than latency (`option_inputs`)."""
 TASK_INPUTS = 7
 DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
 # Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
@@ -38,6 +39,7 @@ def encode(
     deadline = (task(observation, "deadline_s") / scale.time_s)[..., None]
     finish = jnp.maximum(upload, backlog) + switch + service + download
     speed = option(observation, "speed")
+    other = [jnp.clip(other_cost_s(observation) / scale.time_s, -8.0, 8.0)] if scale.other_costs else []
     options = jnp.stack(
         [
             option(observation, "local"),
@@ -58,6 +60,7 @@ def encode(
             jnp.log1p(finish),
             jnp.tanh(finish - deadline),
             jnp.maximum(upload - backlog, -1.0).clip(max=1.0),
+            *other,
         ],
         axis=-1,
     )
@@ -88,7 +91,20 @@ def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch reque
     finish = jnp.maximum(upload, backlog) + switch + service + download
     capacity = option(observation, "speed") * option(observation, "gpus") * scale.time_s / scale.work
     local = option(observation, "local")
-    return jnp.stack([finish, backlog, upload, switch, service, download, local * finish, jnp.log(capacity)], axis=-1)
+    columns = [finish, backlog, upload, switch, service, download, local * finish, jnp.log(capacity)]
+    if scale.other_costs:
+        columns.append(jnp.clip(other_cost_s(observation) / scale.time_s, -50.0, 50.0))
+    return jnp.stack(columns, axis=-1)
+
+
+def option_inputs(scale: Scale) -> int:
+    """Number of inputs of an option."""
+    return OPTION_INPUTS + scale.other_costs
+
+
+def direct_inputs(scale: Scale) -> int:
+    """Number of direct inputs of an option."""
+    return len(DIRECT) + scale.other_costs
 
 
 class Linear(eqx.Module):
@@ -138,14 +154,14 @@ class Actor(eqx.Module):
     ) -> None:
         keys = jax.random.split(key, 5)
         self.scale, self.width, self.communicating = scale, width, communicating
-        self.option_in = Linear(OPTION_INPUTS, width, keys[0])
+        self.option_in = Linear(option_inputs(scale), width, keys[0])
         self.task_in = Linear(TASK_INPUTS, width, keys[1])
         inputs = 3 * width if communicating else 2 * width
         self.mix = Linear(inputs, width, keys[2])
         # A small last layer: the untrained actor is the softmax of expected latencies.
         self.out = Linear(width, 1, keys[3], gain=0.01)
         self.sharpness = jnp.asarray(-jnp.log(temperature) / _TEMPERATURE_PACE, jnp.float32)
-        self.weights = jnp.zeros(len(DIRECT))
+        self.weights = jnp.zeros(direct_inputs(scale))
         self.message = Message(width, keys[4]) if communicating else None
 
     def __call__(self, observation: Observation) -> Float[Array, "*batch requests options"]:
@@ -166,7 +182,9 @@ class Actor(eqx.Module):
 
     def direct_weights(self) -> Float[Array, "direct_inputs"]:
         """w / T."""
-        first = jnp.zeros(len(DIRECT)).at[0].set(1.0)
+        first = jnp.zeros(self.weights.shape).at[0].set(1.0)
+        if self.scale.other_costs:
+            first = first.at[-1].set(1.0)
         return jnp.exp(_TEMPERATURE_PACE * self.sharpness) * (first + _DIRECT_PACE * self.weights)
 
 
@@ -274,7 +292,7 @@ class AttentionCritic(eqx.Module):
         keys = jax.random.split(key, 10)
         self.scale, self.heads = scale, heads
         half = width // 2
-        self.option_in = Linear(OPTION_INPUTS, half, keys[0])
+        self.option_in = Linear(option_inputs(scale), half, keys[0])
         self.token_in = Linear(2 * half + TASK_INPUTS, width, keys[1])
         self.server_in = Linear(4, half, keys[2])
         self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys[3:6])
@@ -301,9 +319,10 @@ class AttentionCritic(eqx.Module):
         heard = packed.pack(attention(query, key, value, others, self.heads))
         crowd = jnp.sum(present, axis=-1, keepdims=True) / 8.0
         # The servers are the same in every row, present or not.
-        wait = option(fresh, "backlog_s")[..., 0, 1:] / self.scale.time_s
-        speed = option(fresh, "speed")[..., 0, 1:] * self.scale.time_s / self.scale.work
-        gpus = option(fresh, "gpus")[..., 0, 1:]
+        places = fresh.mask.shape[-1] // self.scale.levels
+        wait = option(fresh, "backlog_s")[..., 0, 1:places] / self.scale.time_s
+        speed = option(fresh, "speed")[..., 0, 1:places] * self.scale.time_s / self.scale.work
+        gpus = option(fresh, "gpus")[..., 0, 1:places]
         load = jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(gpus)], axis=-1)
         servers = jnp.mean(jax.nn.relu(self.server_in(load)), axis=-2)
         total = jnp.sum(packed.spread(token), axis=-2) / 8.0

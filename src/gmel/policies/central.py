@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gmel.policies.policy import CentralPolicy, StatelessPolicy
 from gmel.simulator.environment import Environment
-from gmel.simulator.state import Observation, State, option
+from gmel.simulator.state import Observation, State, option, other_cost_s
 
 __all__ = ["BestResponse", "Coordinated", "EarliestFinish", "SlotOptimum"]
 
@@ -33,6 +33,8 @@ class Coordinated(StatelessPolicy):
         """Sequential reservation."""
         del key
         gpus = option(observation, "gpus")
+        # Level after level, the places come again in the same order, the device itself first.
+        places = gpus.shape[-1] // jnp.sum(option(observation, "local")[0] > 0).astype(jnp.int32)
         run_s = option(observation, "switch_s") + option(observation, "service_s")
 
         def reserve(
@@ -43,16 +45,18 @@ class Coordinated(StatelessPolicy):
             waiting_s = jnp.where(local > 0, backlog_s, backlog_s + booked_s)
             start_s = jnp.maximum(upload_s, waiting_s)
             choice = jnp.argmin(jnp.where(mask, start_s + run + download_s, jnp.inf))
-            taken = (jnp.arange(booked_s.shape[0]) == choice) & present & (local == 0)
+            # The levels of a place share its queue.
+            same = jnp.arange(booked_s.shape[0]) % places == choice % places
+            taken = same & present & (local == 0)
             # On several GPUs a task holds one of them: the next wait grows by its share.
-            finish_s = jnp.where(count > 1, waiting_s + run / count, start_s + run)
+            finish_s = jnp.where(count > 1, waiting_s + run / count, start_s + run)[choice]
             return jnp.where(taken, finish_s - backlog_s, booked_s), choice
 
         rows = (
             option(observation, "upload_s"),
             option(observation, "backlog_s"),
             run_s,
-            option(observation, "download_s"),
+            option(observation, "download_s") + other_cost_s(observation),
             observation.mask,
             gpus,
             observation.present,
@@ -139,15 +143,19 @@ def _truncate(environment: Environment, requests: int, uploads: int) -> Environm
 
 
 def _options(environment: Environment, state: State) -> tuple[Int[Array, "options"], jax.Array]:
-    return jnp.arange(environment.servers + 1), environment.observe(state, fresh=True).mask
+    return jnp.arange(environment.options), environment.observe(state, fresh=True).mask
 
 
-def _latency_of(environment: Environment, state: State, action: jax.Array, row: jax.Array) -> jax.Array:
-    return environment.project(state, action).latency_s[row]
+def _value_of(environment: Environment, state: State, action: jax.Array, row: jax.Array) -> jax.Array:
+    """What a request wants little of: its latency, or its cost where more than latency counts."""
+    projection = environment.project(state, action)
+    return (projection.cost if environment.plant.switches.other_costs else projection.latency_s)[row]
 
 
 def _total(environment: Environment, state: State, action: jax.Array) -> jax.Array:
     projection = environment.project(state, action)
+    if environment.plant.switches.other_costs:
+        return jnp.sum(projection.cost) + projection.delay_cost
     return jnp.sum(projection.latency_s) + projection.delay_s
 
 
@@ -158,7 +166,7 @@ def _earliest_finish(environment: Environment, state: State) -> Int[Array, "requ
     def place(action: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
         known = state._replace(requests=state.requests._replace(present=state.requests.present & (rows <= row)))
         tried = jnp.where(rows[None, :] == row, choices[:, None], action[None, :])
-        latency_s = jax.vmap(lambda a: _latency_of(environment, known, a, row))(tried)
+        latency_s = jax.vmap(lambda a: _value_of(environment, known, a, row))(tried)
         return tried[jnp.argmin(jnp.where(mask[row], latency_s, jnp.inf))], None
 
     return jax.lax.scan(place, jnp.zeros(environment.requests, jnp.int32), rows)[0]
@@ -170,7 +178,7 @@ def _best_response(environment: Environment, state: State, rounds: int) -> Int[A
 
     def respond(action: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
         tried = jnp.where(rows[None, :] == row, choices[:, None], action[None, :])
-        latency_s = jnp.where(mask[row], jax.vmap(lambda a: _latency_of(environment, state, a, row))(tried), jnp.inf)
+        latency_s = jnp.where(mask[row], jax.vmap(lambda a: _value_of(environment, state, a, row))(tried), jnp.inf)
         best = jnp.argmin(latency_s)
         # A tie or a rounding error is no reason to move: the dynamics must come to rest.
         gains = state.requests.present[row] & (latency_s[best] < latency_s[action[row]] - 1e-6)

@@ -70,16 +70,20 @@ OPTION_UNITS = {
 }
 """Columns of `options` with their units, in order: those of `gmel.simulator.state.OPTION_FEATURES`."""
 
+OTHER_UNITS = {"other_cost_s": "s"}
+"""One more column of `options`, of plants that count more than latency: `gmel.simulator.state.OTHER_COST`."""
+
 _MOST_WIDTH = 65536
 _AGAIN = "export the policy again"
 
 
-def observation_schema() -> dict[str, Any]:
+def observation_schema(other_costs: bool = False) -> dict[str, Any]:
     """What the actor looks at, as `policy.json` says it: version, and name and unit of every column."""
+    options = {**OPTION_UNITS, **OTHER_UNITS} if other_costs else OPTION_UNITS
     return {
         "version": SCHEMA_VERSION,
         "task": [{"name": name, "unit": unit} for name, unit in TASK_UNITS.items()],
-        "options": [{"name": name, "unit": unit} for name, unit in OPTION_UNITS.items()],
+        "options": [{"name": name, "unit": unit} for name, unit in options.items()],
     }
 
 
@@ -93,7 +97,8 @@ def schema_digest(schema: dict[str, Any]) -> str:
 class Description:
     """What `policy.json` says, checked.
 
-    `scale` holds the constants of the actor by name, `weights` the shape of each array, `files` the SHA-256 of the
+    `scale` holds the constants of the actor by name, `levels` the ways to do a task at one place, `other_costs` says
+    whether it reads the column of that name, `weights` the shape of each array, `files` the SHA-256 of the
     other two files, `training` whatever the training had to say (any JSON).
     """
 
@@ -101,6 +106,8 @@ class Description:
     mode: Literal["decentralised", "communicating"]
     width: int
     scale: dict[str, float]
+    levels: int
+    other_costs: bool
     weights: dict[str, tuple[int, ...]]
     scenario_name: str
     scenario_digest: str
@@ -125,7 +132,7 @@ def read_description(folder: Path) -> Description:
     version = fields.get("format", int)
     if version != FORMAT:
         raise InputError(f"{path}: format is {version}, this gmel reads {FORMAT}; {_AGAIN} with this gmel")
-    _check_schema(path, fields)
+    other_costs = _check_schema(path, fields)
     mode = fields.get("actor.mode", str)
     if mode not in ("decentralised", "communicating"):
         raise InputError(f"{path}: actor.mode is {mode!r}, must be decentralised or communicating; {_AGAIN}")
@@ -139,6 +146,8 @@ def read_description(folder: Path) -> Description:
         mode=mode,
         width=width,
         scale={name: fields.positive(f"actor.scale.{name}") for name in fields.get("actor.scale", dict)},
+        levels=fields.checked("actor.levels", fields.get("actor", dict).get("levels", 1), int),
+        other_costs=other_costs,
         weights={name: fields.shape("actor.weights", name) for name in fields.get("actor.weights", dict)},
         scenario_name=fields.get("scenario.name", str),
         scenario_digest=fields.get("scenario.digest", str),
@@ -192,7 +201,7 @@ class ExportedPolicy:
                 f"{folder / GRAPH_FILE}: onnxruntime {onnxruntime.__version__} cannot open it ({error}); "
                 f"update onnxruntime or {_AGAIN}"
             ) from error
-        _check_graph(folder / GRAPH_FILE, session)
+        _check_graph(folder / GRAPH_FILE, session, description.other_costs)
         return cls(session, description)
 
     @property
@@ -211,7 +220,7 @@ class ExportedPolicy:
 
         Args:
             task: numbers `[requests, 6]`, SI units.
-            options: numbers `[requests, options, 11]`, SI units, finite also where masked.
+            options: numbers `[requests, options, 11]` (12 with other costs), SI units, finite also where masked.
             mask: bool `[requests, options]`, true where the option may be taken, at least one in each row.
             present: bool `[requests]`, false for padding rows, which send no messages; all true if left out.
 
@@ -221,7 +230,7 @@ class ExportedPolicy:
         task, options = _floats("task", task), _floats("options", options)
         mask = _booleans("mask", mask)
         present = np.ones(task.shape[:1], np.bool_) if present is None else _booleans("present", present)
-        _check_shapes(task, options, mask, present)
+        _check_shapes(task, options, mask, present, len(OPTION_UNITS) + self.description.other_costs)
         feeds = dict(zip(INPUTS, (task, options, mask, present), strict=True))
         logits = cast("NDArray[np.float32]", self._session.run([OUTPUT], feeds)[0])
         if not np.array_equal(np.isfinite(logits), mask):
@@ -302,8 +311,11 @@ def _digest_of(fields: _Fields, name: str) -> str:
     return fields.checked(f"files.{name}", files[name], str)
 
 
-def _check_schema(path: Path, fields: _Fields) -> None:
-    schema, ours = fields.get("observation", dict), observation_schema()
+def _check_schema(path: Path, fields: _Fields) -> bool:
+    """Whether the schema, which is one that this gmel observes, has the column of other costs."""
+    schema = fields.get("observation", dict)
+    other_costs = len(fields.get("observation.options", list)) == len(OPTION_UNITS) + len(OTHER_UNITS)
+    ours = observation_schema(other_costs)
     version = fields.get("observation.version", int)
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -320,31 +332,32 @@ def _check_schema(path: Path, fields: _Fields) -> None:
             )
     if fields.get("observation.digest", str) != schema_digest(schema):
         raise InputError(f"{path}: observation.digest does not fit the columns, it was edited; {_AGAIN}")
+    return other_costs
 
 
-def _check_graph(path: Path, session: onnxruntime.InferenceSession) -> None:
+def _check_graph(path: Path, session: onnxruntime.InferenceSession, other_costs: bool) -> None:
     shapes = {each.name: (each.type, len(each.shape), each.shape[-1]) for each in session.get_inputs()}
     wanted = {
         "task": ("tensor(float)", 2, len(TASK_UNITS)),
-        "options": ("tensor(float)", 3, len(OPTION_UNITS)),
+        "options": ("tensor(float)", 3, len(OPTION_UNITS) + other_costs),
         "mask": ("tensor(bool)", 2, "options"),
         "present": ("tensor(bool)", 1, "requests"),
     }
     if shapes != wanted or [each.name for each in session.get_outputs()] != [OUTPUT]:
         raise InputError(f"{path}: inputs are {shapes}, must be {wanted}; {_AGAIN}")
     digest = session.get_modelmeta().custom_metadata_map.get("observation_digest")
-    if digest != schema_digest(observation_schema()):
+    if digest != schema_digest(observation_schema(other_costs)):
         raise InputError(f"{path}: observation_digest is {digest!r}, not that of {DESCRIPTION_FILE}; {_AGAIN}")
 
 
 def _check_shapes(
-    task: NDArray[Any], options: NDArray[Any], mask: NDArray[np.bool_], present: NDArray[np.bool_]
+    task: NDArray[Any], options: NDArray[Any], mask: NDArray[np.bool_], present: NDArray[np.bool_], columns: int
 ) -> None:
     if task.ndim != 2 or task.shape[1] != len(TASK_UNITS):
         raise InputError(f"task: shape is {list(task.shape)}, must be [requests, {len(TASK_UNITS)}]")
     requests = task.shape[0]
-    if options.ndim != 3 or options.shape[0] != requests or options.shape[2] != len(OPTION_UNITS):
-        raise InputError(f"options: shape is {list(options.shape)}, must be [{requests}, options, {len(OPTION_UNITS)}]")
+    if options.ndim != 3 or options.shape[0] != requests or options.shape[2] != columns:
+        raise InputError(f"options: shape is {list(options.shape)}, must be [{requests}, options, {columns}]")
     if mask.shape != options.shape[:2]:
         raise InputError(f"mask: shape is {list(mask.shape)}, must be {list(options.shape[:2])} as in options")
     if present.shape != (requests,):

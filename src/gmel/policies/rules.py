@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmel.policies.policy import StatelessPolicy, sample
-from gmel.simulator.state import Observation, option
+from gmel.simulator.state import Observation, option, other_cost_s
 
 __all__ = [
     "AllLocal",
@@ -22,6 +22,7 @@ __all__ = [
     "Softmax",
     "Softmax7",
     "UniformRandom",
+    "expected_cost_s",
     "expected_latency_s",
 ]
 
@@ -37,9 +38,15 @@ def expected_latency_s(observation: Observation) -> Float[Array, "*batch request
     )
 
 
+def expected_cost_s(observation: Observation) -> Float[Array, "*batch requests options"]:
+    """Expected latency, and what else the reward counts of an option, in seconds
+    (`gmel.simulator.state.OTHER_COST`)."""
+    return expected_latency_s(observation) + other_cost_s(observation)
+
+
 def _servers_only(observation: Observation) -> jax.Array:
     """The mask without the device itself, where a row has any server at all."""
-    servers = observation.mask.at[..., 0].set(False)
+    servers = observation.mask & (option(observation, "local") == 0)
     return jnp.where(jnp.any(servers, axis=-1, keepdims=True), servers, observation.mask)
 
 
@@ -47,9 +54,11 @@ class AllLocal(StatelessPolicy):
     """Every task on its device, where the device can run it."""
 
     def choose(self, observation: Observation, key: PRNGKeyArray) -> Int[Array, "requests"]:
-        """Option 0, or a random server where the model does not fit the device."""
-        first = jnp.where(observation.mask, jnp.where(jnp.arange(observation.mask.shape[-1]) == 0, 50.0, 0.0), -jnp.inf)
-        return sample(first, key)
+        """The device, or a random server where the model does not fit it; of several levels the cheapest or a
+        random one."""
+        local = option(observation, "local") > 0
+        scores = jnp.where(local, 50.0 - other_cost_s(observation), 0.0)
+        return sample(jnp.where(observation.mask, scores, -jnp.inf), key)
 
 
 class UniformRandom(StatelessPolicy):
@@ -66,7 +75,8 @@ class Nearest(StatelessPolicy):
     def choose(self, observation: Observation, key: PRNGKeyArray) -> Int[Array, "requests"]:
         """Arg-min of the upload time over the servers."""
         del key
-        return jnp.argmin(jnp.where(_servers_only(observation), option(observation, "upload_s"), jnp.inf), axis=-1)
+        upload_s = option(observation, "upload_s") + 1e-3 * other_cost_s(observation)  # only where levels tie
+        return jnp.argmin(jnp.where(_servers_only(observation), upload_s, jnp.inf), axis=-1)
 
 
 class Proportional(StatelessPolicy):
@@ -79,16 +89,16 @@ class Proportional(StatelessPolicy):
 
 
 class Greedy(StatelessPolicy):
-    """The option with the least expected latency: everybody runs to the same server."""
+    """The option with the least expected cost: everybody runs to the same server."""
 
     def choose(self, observation: Observation, key: PRNGKeyArray) -> Int[Array, "requests"]:
-        """Arg-min of the expected latency."""
+        """Arg-min of the expected cost."""
         del key
-        return jnp.argmin(jnp.where(observation.mask, expected_latency_s(observation), jnp.inf), axis=-1)
+        return jnp.argmin(jnp.where(observation.mask, expected_cost_s(observation), jnp.inf), axis=-1)
 
 
 class LeastExpectedDelay(StatelessPolicy):
-    """L1, LED(2): of two random servers the one with the least expected latency."""
+    """L1, LED(2): of two random servers the one with the least expected cost."""
 
     choices: int = eqx.field(static=True, default=2)
 
@@ -98,17 +108,17 @@ class LeastExpectedDelay(StatelessPolicy):
         lottery = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)
         threshold = jax.lax.top_k(lottery, min(self.choices, lottery.shape[-1]))[0][..., -1:]
         drawn = allowed & (lottery >= threshold)
-        return jnp.argmin(jnp.where(drawn, expected_latency_s(observation), jnp.inf), axis=-1)
+        return jnp.argmin(jnp.where(drawn, expected_cost_s(observation), jnp.inf), axis=-1)
 
 
 class Softmax(StatelessPolicy):
-    """L2: softmax of minus the expected latency over a temperature in seconds."""
+    """L2: softmax of minus the expected cost over a temperature in seconds."""
 
     temperature_s: Float[Array, ""]
 
     def choose(self, observation: Observation, key: PRNGKeyArray) -> Int[Array, "requests"]:
         """A draw by the softmax."""
-        return sample(jnp.where(observation.mask, -expected_latency_s(observation) / self.temperature_s, -jnp.inf), key)
+        return sample(jnp.where(observation.mask, -expected_cost_s(observation) / self.temperature_s, -jnp.inf), key)
 
 
 class Softmax7(StatelessPolicy):
@@ -125,14 +135,15 @@ class Softmax7(StatelessPolicy):
         theta = self.theta
         wait_s = option(observation, "backlog_s")
         run_s = option(observation, "switch_s") + option(observation, "service_s") + option(observation, "download_s")
+        other_s = other_cost_s(observation)
         capacity = option(observation, "speed") * option(observation, "gpus")
         server = (
             theta[0] * jnp.log(capacity)
             - theta[1] * jnp.maximum(0.0, wait_s - theta[2])
             - theta[3] * option(observation, "upload_s")
-            - theta[4] * run_s
+            - theta[4] * (run_s + other_s)
         )
-        itself = theta[5] - theta[6] * (wait_s + run_s)
+        itself = theta[5] - theta[6] * (wait_s + run_s + other_s)
         scores = jnp.where(option(observation, "local") > 0, itself, server)
         return jnp.where(observation.mask, scores, -jnp.inf)
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Choice, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 
-__all__ = ["Arrivals", "Burst", "DayCycle", "GenerationModel", "LoadTime", "Tasks"]
+__all__ = ["Arrivals", "Burst", "DayCycle", "GenerationModel", "LoadTime", "Quality", "Tasks"]
 
 
 class LoadTime(Section):
@@ -28,16 +28,44 @@ class LoadTime(Section):
         return median * math.exp(0.5 * self.sigma**2)
 
 
+class Quality(Section):
+    """Quality of a result by its denoising steps, from 0 to 1 (equation (13)).
+
+    Below `first_steps` it is 0. `piecewise`: linear from `first` there to `last` at `last_steps`, constant above
+    (AGOD). `log`: scale log_base(steps) + offset up to `last_steps`, `last` above (EAT). `power`: limit - factor
+    steps^-exponent.
+    """
+
+    law: Literal["piecewise", "log", "power"]
+    first_steps: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    last_steps: Annotated[float, Field(gt=0, le=1000)] = 50.0
+    first: Share = 0.0
+    last: Share = 1.0
+    scale: Positive = 0.16
+    base: Annotated[float, Field(gt=1, le=1e6)] = 6.0
+    offset: Finite = -0.02
+    limit: Share = 1.0
+    factor: NonNegative = 1.0
+    exponent: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.law != "power" and self.last_steps <= self.first_steps:
+            raise ValueError(f"last_steps = {self.last_steps:g} must exceed first_steps = {self.first_steps:g}")
+        return self
+
+
 class GenerationModel(Section):
     """One entry of the catalogue: what a request for this model costs.
 
-    Work = images x (fixed_work + steps x step_work), in work units (equation (1)). A range of `step_work` is drawn
-    anew for each request.
+    Work = images x (fixed_work + steps x step_work) + bits_in x work_per_bit, in work units (equation (1)). A range of
+    `step_work` is drawn anew for each request.
     """
 
     name: Name
     popularity: Positive
-    step_work: Spread
+    step_work: Spread | None = None
+    work_per_bit: Spread | None = None
     fixed_work: NonNegative = 0.0
     steps: Choice
     images: Choice
@@ -46,18 +74,28 @@ class GenerationModel(Section):
     bits_out_per_image: NonNegative = 0.0
     load: LoadTime = LoadTime()
     load_scale: Positive = 1.0
+    quality: Quality | None = None
 
-    @property
-    def mean_work(self) -> float:
-        """Expected work of a request for this model, without noise."""
-        return self.images.mean * (self.fixed_work + self.steps.mean * self.step_work.mean)
+    def mean_work(self, steps: float | None = None) -> float:
+        """Expected work of a request for this model, without noise; at `steps`, or the mean of those asked for."""
+        steps = self.steps.mean if steps is None else steps
+        step_work = self.step_work.mean if self.step_work else 0.0
+        bit_work = self.work_per_bit.mean if self.work_per_bit else 0.0
+        return self.images.mean * (self.fixed_work + steps * step_work) + self.bits_in.mean * bit_work
+
+    @model_validator(mode="after")
+    def _works(self) -> Self:
+        if self.step_work is None and self.fixed_work == 0 and (self.work_per_bit is None or self.bits_in.low == 0):
+            raise ValueError("a request would have no work: give step_work, or work_per_bit with bits_in.low > 0")
+        return self
 
 
 class Tasks(Section):
     """What a request asks for.
 
     `uniform`: work and size are drawn directly. `catalogue`: a generation model is drawn by popularity, its steps
-    and images give the work.
+    and images give the work. With `step_options` the device chooses the denoising steps with the place, in place of
+    those drawn. A result of less than `least_quality` counts as missed.
     """
 
     kind: Literal["uniform", "catalogue"] = "catalogue"
@@ -68,9 +106,13 @@ class Tasks(Section):
     deadline: Literal["late", "drop"] = "late"
     noise_sigma: Annotated[float, Field(ge=0, le=3)] = 0.0
     repeat_model: Share = 0.0
+    step_options: list[Annotated[float, Field(gt=0, le=1000)]] | None = Field(default=None, min_length=1, max_length=16)
+    least_quality: Share = 0.0
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if self.step_options is not None and self.kind != "catalogue":
+            raise ValueError('step_options needs kind = "catalogue": other tasks have no steps')
         if self.deadline_s.low <= 0:
             raise ValueError("deadline_s.low must be greater than 0")
         if self.kind == "uniform":

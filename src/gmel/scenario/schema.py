@@ -63,7 +63,8 @@ class Episode(Section):
 class Devices(Section):
     """The devices: alike but for where they stand (`positions_m`, else drawn for each episode) and what they need.
 
-    A range of `speed` is drawn for each device and episode. Without `local` a device cannot run tasks itself.
+    A range of `speed` is drawn for each device and episode. Without `local` a device cannot run tasks itself. With
+    `power_options_dbm` it chooses its transmit power with the place, in place of `tx_power_dbm`.
     """
 
     count: int = Field(ge=1, le=100_000)
@@ -72,6 +73,7 @@ class Devices(Section):
     compute_power_w: NonNegative = 10.0
     idle_power_w: NonNegative = 0.1
     tx_power_dbm: Finite = 23.0
+    power_options_dbm: list[Finite] | None = Field(default=None, min_length=1, max_length=8)
     memory_gb: NonNegative = 0.0
     positions_m: list[tuple[Finite, Finite]] | None = None
 
@@ -83,12 +85,17 @@ class Devices(Section):
 
 
 class Reward(Section):
-    """Weights of equation (15): r = -w_L min(L / scale, clip) - w_d [late] - w_E E / E_0, mixed with the team's."""
+    """Weights of equation (15), mixed with the team's:
+
+    r = -w_L min(L / scale, clip) - w_d [missed] - w_E E / E_0 + w_q q - w_p price x work.
+    """
 
     latency: NonNegative = 1.0
     miss: NonNegative = 0.0
     energy: NonNegative = 0.0
     energy_scale_j: Positive = 1.0
+    quality: NonNegative = 0.0
+    price: NonNegative = 0.0
     latency_scale_s: Positive | None = None
     clip: Positive = 3.0
     cooperation: Share = 0.5
@@ -127,6 +134,10 @@ class Scenario(Section):
             raise ValueError(
                 'tasks.repeat_model needs arrivals.kind = "trace": drawn requests have no order to repeat in'
             )
+        if (self.reward.quality > 0 or self.tasks.least_quality > 0) and not self.has_quality:
+            raise ValueError("reward.quality and tasks.least_quality need models.quality of every model")
+        if self.tasks.step_options is not None and any(model.step_work is None for model in self.models):
+            raise ValueError("tasks.step_options needs models.step_work of every model")
         if self.switching and self.tasks.kind != "catalogue":
             raise ValueError('switching = true needs tasks.kind = "catalogue"')
         if self.switching:
@@ -165,6 +176,22 @@ class Scenario(Section):
         return self
 
     @property
+    def has_quality(self) -> bool:
+        """Whether results have a quality."""
+        return self.tasks.kind == "catalogue" and all(model.quality is not None for model in self.models)
+
+    @property
+    def levels(self) -> int:
+        """Ways to do a task at one place: steps x transmit powers to choose from."""
+        return len(self.tasks.step_options or [0]) * len(self.devices.power_options_dbm or [0])
+
+    @property
+    def counts_more_than_latency(self) -> bool:
+        """Whether options differ in what the reward counts beside latency and deadline."""
+        reward = self.reward
+        return self.levels > 1 or reward.quality > 0 or reward.price > 0 or reward.energy > 0
+
+    @property
     def capacity(self) -> float:
         """Work units per second that all servers can do together, failures counted."""
         return self.failures.availability * sum(server.speed * self.best_rate(server) for server in self.servers)
@@ -178,13 +205,15 @@ class Scenario(Section):
 
     @property
     def mean_work(self) -> float:
-        """Expected work of a request, in work units."""
+        """Expected work of a request, in work units; with `tasks.step_options` the mean over them."""
         noise = math.exp(0.5 * self.tasks.noise_sigma**2)
         if self.tasks.kind == "uniform":
             assert self.tasks.work is not None  # guaranteed by Tasks
             return self.tasks.work.mean * noise
         total = sum(model.popularity for model in self.models)
-        work = sum(model.popularity * model.mean_work for model in self.models)
+        options = self.tasks.step_options
+        steps = sum(options) / len(options) if options else None
+        work = sum(model.popularity * model.mean_work(steps) for model in self.models)
         return work / total * noise
 
     @property

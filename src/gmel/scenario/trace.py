@@ -537,8 +537,9 @@ def _asked(
         columns["bits_out"] = images * np.asarray([entry.bits_out_per_image for entry in models])[model]
     if "work" not in given:
         fixed_work = np.asarray([entry.fixed_work for entry in models])[model]
-        step_work = np.asarray([entry.step_work.mean for entry in models])[model]
-        columns["work"] = images * (fixed_work + columns["steps"] * step_work)
+        step_work = np.asarray([entry.step_work.mean if entry.step_work else 0.0 for entry in models])[model]
+        bit_work = np.asarray([entry.work_per_bit.mean if entry.work_per_bit else 0.0 for entry in models])[model]
+        columns["work"] = images * (fixed_work + columns["steps"] * step_work) + columns["bits_in"] * bit_work
     return columns
 
 

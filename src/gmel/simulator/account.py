@@ -8,7 +8,7 @@ from gmel.physics.queueing import Served
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Account, Uploads
 
-__all__ = ["accounts", "costs"]
+__all__ = ["accounts", "costs", "other_costs_s"]
 
 
 def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Served) -> Account:
@@ -32,7 +32,7 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
     parts = Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, jnp.zeros_like(run_s))
     sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), upload_s)
     at_server = energy.offload_energy_j(
-        tx_power_w=plant.device_tx_power_w,
+        tx_power_w=plant.device_tx_power_w if rows.tx_power_w is None else rows.tx_power_w,
         idle_power_w=plant.device_idle_power_w,
         server_power_w=plant.server_power_w[rows.server],
         switch_power_w=plant.server_switch_power_w[rows.server],
@@ -44,15 +44,46 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
     return parts._replace(energy_j=jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server))
 
 
-def costs(plant: Plant, rows: Uploads, served: Served, account: Account) -> Float[Array, "rows"]:
-    """Weighted cost of each task (equation (15), negated)."""
+def costs(
+    plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Served, account: Account
+) -> Float[Array, "rows"]:
+    """Weighted cost of each task (equation (15), negated). A task that is discarded has no quality and costs
+    nothing."""
     weights, latency_s = plant.switches.reward, account.latency_s
     # Absent rows have no deadline.
     own_s = jnp.where(rows.deadline_s > 0, rows.deadline_s, 1.0)
     scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
     total = weights.latency * jnp.minimum(latency_s / scale_s, weights.clip)
     if weights.miss:
-        total = total + weights.miss * ((latency_s > rows.deadline_s) | served.dropped)
+        missed = (latency_s > rows.deadline_s) | served.dropped
+        if rows.quality is not None and plant.switches.least_quality:
+            missed = missed | (rows.quality < plant.switches.least_quality)
+        total = total + weights.miss * missed
     if weights.energy:
         total = total + weights.energy * account.energy_j / weights.energy_scale_j
+    if weights.quality and rows.quality is not None:
+        total = total - weights.quality * jnp.where(served.dropped, 0.0, rows.quality)
+    if weights.price:
+        # What a server asks for a second of its work.
+        per_s = plant.server_price[rows.server] * plant.server_speed[rows.server]
+        total = total + weights.price * jnp.where(local | served.dropped, 0.0, per_s * rows.service_s)
     return total
+
+
+def other_costs_s(
+    plant: Plant,
+    deadline_s: Float[Array, "requests"],
+    quality: Float[Array, "requests"] | None,
+    paid: Float[Array, "requests options"],
+    energy_j: Float[Array, "requests options"],
+) -> Float[Array, "requests options"]:
+    """What each option costs beside its latency and the deadline, in seconds of latency at the weights of the
+    reward."""
+    weights = plant.switches.reward
+    cost = weights.price * paid + weights.energy * energy_j / weights.energy_scale_j
+    if quality is not None:
+        missed = quality < plant.switches.least_quality
+        cost = cost + (weights.miss * missed - weights.quality * quality)[:, None]
+    own_s = jnp.where(deadline_s > 0, deadline_s, 1.0)[:, None]
+    scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
+    return cost * scale_s / (weights.latency or 1.0)

@@ -73,11 +73,22 @@ def replay_environment(scenario: Scenario, trace: Trace, source: str) -> Environ
             f"trace {source}: {table.present.shape[0]} slots of {scenario.slot.length_s:g} s, at least {LEAST_SLOTS} "
             "are needed: use a longer trace or a shorter slot.length_s"
         )
-    return Environment.from_scenario(scenario, _arrays(table))
+    if scenario.tasks.step_options and "work" not in trace.filled:
+        raise InputError(
+            f"trace {source} has work of its own: with tasks.step_options the work follows from the steps; "
+            "remove its column work"
+        )
+    return Environment.from_scenario(scenario, _arrays(table, scenario))
 
 
-def _arrays(table: SlotTable) -> TraceArrays:
+def _arrays(table: SlotTable, scenario: Scenario) -> TraceArrays:
     number = jnp.result_type(float)
+    steps, work_per_step = None, None
+    if scenario.has_quality or scenario.tasks.step_options:
+        steps = jnp.asarray(table.steps, number)
+    if scenario.tasks.step_options:
+        of_model = np.array([model.step_work.mean if model.step_work else 0.0 for model in scenario.models])
+        work_per_step = jnp.asarray(table.images * of_model[table.model], number)
     return TraceArrays(
         present=jnp.asarray(table.present),
         device=jnp.asarray(table.device, jnp.int32),
@@ -87,4 +98,6 @@ def _arrays(table: SlotTable) -> TraceArrays:
         work=jnp.asarray(table.work, number),
         model=jnp.asarray(table.model, jnp.int32),
         deadline_s=jnp.asarray(table.deadline_s, number),
+        steps=steps,
+        work_per_step=work_per_step,
     )

@@ -57,7 +57,7 @@ def remember(plant: Plant, before: Sent, requests: Requests, rows: Uploads, loca
     now = Sent(
         rows.device,
         jnp.where(sent, rows.server, plant.switches.servers),
-        jnp.where(sent, requests.work / plant.server_speed[rows.server], 0.0),
+        jnp.where(sent, rows.service_s / requests.noise, 0.0),
     )
     return Sent(*(jnp.concatenate([new[None], old[:-1]]) for new, old in zip(now, before, strict=True)))
 

@@ -15,6 +15,7 @@ from gmel.simulator.account import accounts, costs
 from gmel.simulator.arrivals import first_memory
 from gmel.simulator.devices import device_speed, nothing_sent, remember
 from gmel.simulator.failures import next_speed
+from gmel.simulator.levels import manner, split_action
 from gmel.simulator.links import backhaul_s, cells, download_time_s, draw_links, reach, transfer_s
 from gmel.simulator.observation import observe
 from gmel.simulator.plant import Plant, build_plant
@@ -112,8 +113,13 @@ class Environment(eqx.Module):
 
     @property
     def servers(self) -> int:
-        """Number of servers; options are 0 (the device itself) and 1 + server."""
+        """Number of servers; places are 0 (the device itself) and 1 + server."""
         return self.plant.switches.servers
+
+    @property
+    def options(self) -> int:
+        """Number of options of a request: places x levels (`gmel.simulator.levels`)."""
+        return (1 + self.servers) * self.plant.switches.levels
 
     def reset(self, seed: UInt32[Array, "2"], trace_slot: int | Int[Array, ""] = 0) -> State:
         """An empty plant with its first requests. `trace_slot` is where a trace starts."""
@@ -147,7 +153,7 @@ class Environment(eqx.Module):
             requests=requests,
             device_backlog_s=jnp.zeros(sizes.devices, free_s.dtype),
             servers=servers,
-            uploads=no_uploads(sizes.uploads, free_s.dtype, sizes.shared, sizes.routed),
+            uploads=no_uploads(sizes.uploads, free_s.dtype, sizes),
             broadcasts=Broadcasts(
                 wait_s=jnp.zeros(ages, free_s.dtype),
                 uploads=jnp.zeros(ages, free_s.dtype),
@@ -257,9 +263,11 @@ class Environment(eqx.Module):
     def _decide(self, state: State, action: Int[Array, "requests"]) -> _Decided:
         plant, requests = self.plant, state.requests
         sizes = plant.switches
-        local = requests.present & (action == 0)
-        remote = requests.present & (action > 0)
-        server = jnp.clip(action - 1, 0, sizes.servers - 1)
+        place, level = split_action(plant, action)
+        how = manner(plant, requests, level)
+        local = requests.present & (place == 0)
+        remote = requests.present & (place > 0)
+        server = jnp.clip(place - 1, 0, sizes.servers - 1)
         at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
         cells_of = cells(plant, state.links, requests.device)
         way = reach(requests, state.links, cells_of)
@@ -279,14 +287,22 @@ class Environment(eqx.Module):
             users = jnp.sum(jnp.where(at_cell, in_cell[None, :], 0), axis=1).astype(way.snr.dtype)
             users = jnp.maximum(users, 1.0)
         link_bps = None if way.rate_bps is None else of_server(way.rate_bps)
-        outage_s = of_server(way.outage_s)
+        outage_s, snr = of_server(way.outage_s), of_server(way.snr)
+        if how.power_ratio is not None:
+            snr = snr * how.power_ratio
         active_s = transfer_s(
-            plant, requests.size_bit, of_server(way.snr), of_server(way.fade), users, "uplink", link_bps
+            plant,
+            requests.size_bit,
+            snr,
+            of_server(way.fade),
+            users,
+            "uplink",
+            link_bps,
         )
         sent_s = active_s + outage_s
         upload_s = sent_s if cells_of is None else sent_s + of_server(backhaul_s(plant, cells_of, requests.size_bit))
         zero = jnp.zeros_like(upload_s)
-        work = requests.work * requests.noise
+        work = how.work * requests.noise
         speed = of_server(jnp.broadcast_to(plant.server_speed, at_server.shape))
         own_speed = device_speed(plant, state.seed, requests.device)
         rows = Uploads(
@@ -311,6 +327,8 @@ class Environment(eqx.Module):
             shared=None,
             cell=None if cells_of is None else cell,
             sent_s=None if cells_of is None else jnp.where(local, 0.0, sent_s),
+            quality=how.quality,
+            tx_power_w=how.tx_power_w,
         )
         if state.uploads.shared is not None:
             rows = rows._replace(shared=SharedTask(rows.service_s, jnp.zeros_like(local), zero, zero))
@@ -336,7 +354,7 @@ class Environment(eqx.Module):
             own,
         )
         account = accounts(plant, merged, is_local, served)
-        latency_s, cost = account.latency_s, costs(plant, merged, served, account)
+        latency_s, cost = account.latency_s, costs(plant, merged, is_local, served, account)
         # First in, first out, a task that has reached its queue is out of the reach of later ones; where servers share
         # their time it is not until it ends.
         settled_s = merged.ready_s if merged.shared is None else served.end_s
@@ -455,6 +473,7 @@ class Environment(eqx.Module):
             server_wait_s=state.broadcasts.wait_s[0],
             backlog_s=jnp.sum(jnp.where(jnp.isfinite(state.servers.free_s), state.servers.free_s, 0.0))
             + jnp.sum(state.device_backlog_s),
+            quality=rows.quality,
         )
 
     def _first_residents(self) -> Bool[Array, "servers models"]:

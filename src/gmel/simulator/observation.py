@@ -1,15 +1,41 @@
 """What the devices know at a slot start, as a table of requests (see `docs/model.md`, what a device sees)."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from typing import NamedTuple
 
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from gmel.physics.energy import offload_energy_j, power_energy_j
+from gmel.simulator.account import other_costs_s
 from gmel.simulator.devices import device_speed, heard_age, sent_unseen_s
-from gmel.simulator.links import backhaul_s, cells, download_time_s, reach, transfer_s, visible
+from gmel.simulator.levels import Manner, manner
+from gmel.simulator.links import Reach, backhaul_s, cells, download_time_s, reach, transfer_s, visible
 from gmel.simulator.plant import Plant
-from gmel.simulator.state import Observation, State
+from gmel.simulator.state import Observation, Requests, State
 from gmel.simulator.uploads import on_their_way
 
 __all__ = ["observe"]
+
+
+class _Seen(NamedTuple):
+    """What is the same in whatever manner a task is done."""
+
+    requests: Requests
+    way: Reach
+    cell: Int[Array, "requests servers"] | None
+    users: Float[Array, "*requests servers"]
+    """Sharers of the cell as last heard, the own upload included."""
+    wait_s: Float[Array, "servers"]
+    previous_s: Float[Array, "servers"]
+    age: Int[Array, "servers"] | int
+    switch_s: Float[Array, "requests servers"]
+    download_s: Float[Array, "requests servers"]
+    own_s: Float[Array, "requests servers"]
+    """Own work at the server that no broadcast shows yet."""
+    backlog_s: Float[Array, "requests"]
+    speed: Float[Array, "requests"]
+    usable: Bool[Array, "requests servers"]
+    fits: Bool[Array, "requests"]
 
 
 def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
@@ -17,89 +43,53 @@ def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
 
     Decentralised actors get the former. The latter is for critics during training and for central policies.
     """
-    requests = state.requests
-    sizes = plant.switches
-    age = 0 if fresh else heard_age(plant, state.seed, state.slot)
-    wait_s = at_age(state.broadcasts.wait_s, age)
-    if fresh:
-        on_the_way = on_their_way(state.uploads)
-        coming = on_the_way[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
-        work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
-        wait_s = wait_s + work_s / plant.server_gpus
-    cell = cells(plant, state.links, requests.device)
-    way = reach(requests, state.links, cell)
-    users = jnp.ones(sizes.servers)
-    if sizes.radio.sharing == "equal":
-        users = 1.0 + at_age(state.broadcasts.uploads, age)
-        users = users if cell is None else users[cell]
-    upload_s = way.outage_s + transfer_s(
-        plant, requests.size_bit[:, None], way.snr, way.fade, users, "uplink", way.rate_bps
-    )
-    if cell is not None:
-        upload_s = upload_s + backhaul_s(plant, cell, requests.size_bit)
-    service_s = requests.work[:, None] / plant.server_speed
-    zero = jnp.zeros_like(service_s)
-    download_s = download_time_s(plant, requests, state.links, cell) if sizes.radio.download else zero
-    switch_s = zero
-    if sizes.switching:
-        held = at_age(state.broadcasts.resident, age)[:, requests.model].T
-        switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
-    previous_s = at_age(state.broadcasts.wait_s, age + 1)
-    # With a fresh view nothing of the device's own is unseen.
-    own_s = zero if fresh else sent_unseen_s(plant, state.sent, requests.device, age)
-    backlog_s = state.device_backlog_s[requests.device]
+    requests, sizes = state.requests, plant.switches
+    seen = _look(plant, state, fresh)
     own = requests.present[None, :] & (requests.device[None, :] == requests.device[:, None])
-    one = jnp.ones_like(requests.work)
-    speed = device_speed(plant, state.seed, requests.device)
     task = jnp.stack(
         [
             requests.work,
             requests.size_bit,
             requests.deadline_s + requests.generated_s,
             -requests.generated_s,
-            jnp.sum(own, axis=1).astype(one.dtype),
-            backlog_s,
+            jnp.sum(own, axis=1).astype(requests.work.dtype),
+            seen.backlog_s,
         ],
         axis=-1,
     )
-    at_server = jnp.stack(
-        [
-            zero,
-            jnp.broadcast_to(plant.server_speed, zero.shape),
-            jnp.broadcast_to(plant.server_gpus, zero.shape),
-            upload_s,
-            jnp.broadcast_to(wait_s, zero.shape),
-            zero + age * plant.slot_s,
-            switch_s,
-            service_s,
-            download_s,
-            jnp.broadcast_to(previous_s, zero.shape),
-            own_s,
-        ],
-        axis=-1,
-    )
-    itself = jnp.stack(
-        [
-            one,
-            speed,
-            one,
-            0.0 * one,
-            backlog_s,
-            0.0 * one,
-            0.0 * one,
-            requests.work / speed,
-            0.0 * one,
-            backlog_s,
-            0.0 * one,
-        ],
-        axis=-1,
-    )
+    levels = [_at_level(plant, seen, level) for level in range(sizes.levels)]
+    options, mask = levels[0]
+    if sizes.levels > 1:
+        options = jnp.concatenate([places for places, _ in levels], axis=1)
+        mask = jnp.concatenate([allowed for _, allowed in levels], axis=1)
+    return Observation(requests.present, requests.device, task, options, mask)
+
+
+def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
+    requests, sizes = state.requests, plant.switches
+    age = 0 if fresh else heard_age(plant, state.seed, state.slot)
+    wait_s = _at_age(state.broadcasts.wait_s, age)
+    if fresh:
+        coming = on_their_way(state.uploads)[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
+        work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
+        wait_s = wait_s + work_s / plant.server_gpus
+    cell = cells(plant, state.links, requests.device)
+    way = reach(requests, state.links, cell)
+    users = jnp.ones(sizes.servers)
+    if sizes.radio.sharing == "equal":
+        users = 1.0 + _at_age(state.broadcasts.uploads, age)
+        users = users if cell is None else users[cell]
+    zero = jnp.zeros_like(way.snr)
+    switch_s = zero
+    if sizes.switching:
+        held = _at_age(state.broadcasts.resident, age)[:, requests.model].T
+        switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
     usable = visible(plant, state.links, requests.device)
     if cell is not None:
         # The way goes over the cell.
         usable = jnp.take_along_axis(usable, cell, axis=1)
     if state.broadcasts.up is not None:
-        usable = usable & at_age(state.broadcasts.up, age)
+        usable = usable & _at_age(state.broadcasts.up, age)
     # A row must have an option: without any usable server the device itself, whatever it takes.
     stranded = ~jnp.any(usable, axis=1)
     if sizes.local:
@@ -107,12 +97,98 @@ def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
     else:
         fits = ~requests.present
         usable = usable | stranded[:, None]
-    mask = jnp.concatenate([fits[:, None], usable & requests.present[:, None]], axis=1)
-    options = jnp.concatenate([itself[:, None, :], at_server], axis=1)
-    return Observation(requests.present, requests.device, task, options, mask)
+    return _Seen(
+        requests=requests,
+        way=way,
+        cell=cell,
+        users=users,
+        wait_s=wait_s,
+        previous_s=_at_age(state.broadcasts.wait_s, age + 1),
+        age=age,
+        switch_s=switch_s,
+        download_s=download_time_s(plant, requests, state.links, cell) if sizes.radio.download else zero,
+        # With a fresh view nothing of the device's own is unseen.
+        own_s=zero if fresh else sent_unseen_s(plant, state.sent, requests.device, age),
+        backlog_s=state.device_backlog_s[requests.device],
+        speed=device_speed(plant, state.seed, requests.device),
+        usable=usable & requests.present[:, None],
+        fits=fits,
+    )
 
 
-def at_age(
+def _at_level(
+    plant: Plant, seen: _Seen, level: int
+) -> tuple[Float[Array, "requests places features"], Bool[Array, "requests places"]]:
+    """The places, with the tasks done in one manner, and which of them may be chosen."""
+    requests, way, sizes = seen.requests, seen.way, plant.switches
+    how = manner(plant, requests, level)
+    snr = way.snr if how.power_ratio is None else way.snr * how.power_ratio[:, None]
+    sending_s = transfer_s(plant, requests.size_bit[:, None], snr, way.fade, seen.users, "uplink", way.rate_bps)
+    upload_s = way.outage_s + sending_s
+    if seen.cell is not None:
+        upload_s = upload_s + backhaul_s(plant, seen.cell, requests.size_bit)
+    service_s, own_service_s = how.work[:, None] / plant.server_speed, how.work / seen.speed
+    zero, one = jnp.zeros_like(service_s), jnp.ones_like(requests.work)
+    none = 0.0 * one
+    at_server = [
+        zero,
+        jnp.broadcast_to(plant.server_speed, zero.shape),
+        jnp.broadcast_to(plant.server_gpus, zero.shape),
+        upload_s,
+        jnp.broadcast_to(seen.wait_s, zero.shape),
+        zero + seen.age * plant.slot_s,
+        seen.switch_s,
+        service_s,
+        seen.download_s,
+        jnp.broadcast_to(seen.previous_s, zero.shape),
+        seen.own_s,
+    ]
+    backlog_s = seen.backlog_s
+    itself = [one, seen.speed, one, none, backlog_s, none, none, own_service_s, none, backlog_s, none]
+    if sizes.other_costs:
+        other_s = _other_costs_s(plant, seen, how, sending_s, upload_s)
+        itself.append(other_s[:, 0])
+        at_server.append(other_s[:, 1:])
+    places = jnp.concatenate([jnp.stack(itself, axis=-1)[:, None, :], jnp.stack(at_server, axis=-1)], axis=1)
+    fits = seen.fits
+    if level:
+        # A row without a request has one option, and what is not sent has no power to choose.
+        fits = fits & requests.present & (level < max(1, len(sizes.step_options)))
+    return places, jnp.concatenate([fits[:, None], seen.usable], axis=1)
+
+
+def _other_costs_s(
+    plant: Plant,
+    seen: _Seen,
+    how: Manner,
+    sending_s: Float[Array, "requests servers"],
+    upload_s: Float[Array, "requests servers"],
+) -> Float[Array, "requests places"]:
+    """What each place costs beside the expected latency."""
+    service_s = how.work[:, None] / plant.server_speed
+    latency_s = jnp.maximum(upload_s, seen.wait_s) + seen.switch_s + service_s + seen.download_s
+    energy_j = offload_energy_j(
+        tx_power_w=plant.device_tx_power_w if how.tx_power_w is None else how.tx_power_w[:, None],
+        idle_power_w=plant.device_idle_power_w,
+        server_power_w=plant.server_power_w,
+        switch_power_w=plant.server_switch_power_w,
+        upload_s=sending_s,
+        latency_s=latency_s,
+        run_s=service_s,
+        switch_s=seen.switch_s,
+    )
+    own_energy_j = power_energy_j(plant.device_power_w, how.work / seen.speed)
+    paid = plant.server_price * how.work[:, None]
+    return other_costs_s(
+        plant,
+        seen.requests.deadline_s,
+        how.quality,
+        jnp.concatenate([jnp.zeros_like(paid[:, :1]), paid], axis=1),
+        jnp.concatenate([own_energy_j[:, None], energy_j], axis=1),
+    )
+
+
+def _at_age(
     history: Shaped[Array, "ages servers ..."], age: Int[Array, "servers"] | int
 ) -> Shaped[Array, "servers ..."]:
     """What each server said `age` slots ago."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
 from gmel.scenario.schema import Arrivals, Choice, Failures, Radio, Reward, Scenario
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
 
@@ -42,6 +43,13 @@ class Switches:
     deadline_varies: bool
     device_speed_varies: bool
     step_work_varies: bool
+    bit_work: bool
+    quality: bool
+    step_options: tuple[float, ...]
+    power_options_dbm: tuple[float, ...]
+    least_quality: float
+    other_costs: bool
+    """Whether options differ in what the reward counts beside latency and deadline."""
     local: bool
     routed: bool
     """Whether some server is reached over the cell of another."""
@@ -50,6 +58,11 @@ class Switches:
     radio: Radio
     reward: Reward
 
+    @property
+    def levels(self) -> int:
+        """Ways to do a task at one place (see `gmel.simulator.levels`)."""
+        return max(1, len(self.step_options)) * max(1, len(self.power_options_dbm))
+
 
 class Catalogue(eqx.Module):
     """What a request may ask for. For `uniform` tasks there is one entry and the ranges are used directly."""
@@ -57,6 +70,10 @@ class Catalogue(eqx.Module):
     model_cdf: Float[Array, "models"]
     step_work_low: Float[Array, "models"]
     step_work_high: Float[Array, "models"]
+    bit_work_low: Float[Array, "models"]
+    bit_work_high: Float[Array, "models"]
+    quality: Float[Array, "models steps"]
+    """Quality at 0, 1, 2, ... steps; no columns where it is not modelled."""
     fixed_work: Float[Array, "models"]
     steps: Float[Array, "models choices"]
     steps_cdf: Float[Array, "models choices"]
@@ -92,6 +109,7 @@ class Plant(eqx.Module):
     server_power_w: Float[Array, "servers"]
     server_switch_power_w: Float[Array, "servers"]
     server_position_m: Float[Array, "servers 2"]
+    server_price: Float[Array, "servers"]
     server_has_cell: Float[Array, "servers"]
     backhaul_s_per_bit: Float[Array, "servers"]
     """Seconds a bit takes to the server from another cell."""
@@ -146,7 +164,13 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         noise=tasks.noise_sigma > 0,
         deadline_varies=tasks.deadline_s.low < tasks.deadline_s.high,
         device_speed_varies=scenario.devices.speed.varies,
-        step_work_varies=any(model.step_work.varies for model in scenario.models),
+        step_work_varies=any(model.step_work.varies for model in scenario.models if model.step_work),
+        bit_work=any(model.work_per_bit for model in scenario.models),
+        quality=scenario.has_quality,
+        step_options=tuple(tasks.step_options or ()),
+        power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
+        least_quality=tasks.least_quality,
+        other_costs=scenario.counts_more_than_latency,
         local=scenario.devices.local,
         routed=radio.access == "home" or not all(server.cell for server in scenario.servers),
         arrivals=scenario.arrivals,
@@ -178,6 +202,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         server_power_w=array([server.power_w for server in scenario.servers]),
         server_switch_power_w=array([server.switch_power_w for server in scenario.servers]),
         server_position_m=array(_positions(scenario)),
+        server_price=array([server.price for server in scenario.servers]),
         server_has_cell=array([float(server.cell) for server in scenario.servers]),
         backhaul_s_per_bit=array(
             [1.0 / server.backhaul_bps if server.backhaul_bps else 0.0 for server in scenario.servers]
@@ -221,8 +246,11 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
     images, images_cdf = _choices([model.images for model in models])
     return Catalogue(
         model_cdf=jnp.asarray(_cdf(np.array([model.popularity for model in models] or [1.0]))),
-        step_work_low=column([model.step_work.low for model in models], 1.0),
-        step_work_high=column([model.step_work.high for model in models], 1.0),
+        step_work_low=column([model.step_work.low if model.step_work else 0.0 for model in models], 1.0),
+        step_work_high=column([model.step_work.high if model.step_work else 0.0 for model in models], 1.0),
+        bit_work_low=column([model.work_per_bit.low if model.work_per_bit else 0.0 for model in models], 0.0),
+        bit_work_high=column([model.work_per_bit.high if model.work_per_bit else 0.0 for model in models], 0.0),
+        quality=_quality(scenario) if scenario.has_quality else jnp.zeros((max(1, len(models)), 0)),
         fixed_work=column([model.fixed_work for model in models], 0.0),
         steps=steps,
         steps_cdf=steps_cdf,
@@ -239,6 +267,28 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
         load_mean_s=column([model.load.mean * model.load_scale for model in models], 0.0),
         local=column([float(model.memory_gb <= room_gb or room_gb == 0) for model in models], 1.0),
     )
+
+
+def _quality(scenario: Scenario) -> Float[Array, "models steps"]:
+    """Quality of each model at 0, 1, 2, ... steps, up to the most that anybody can ask for."""
+    asked = [steps for model in scenario.models for steps in model.steps.values]
+    most = max(asked + (scenario.tasks.step_options or []))
+    steps = jnp.arange(math.ceil(most) + 2, dtype=float)
+    rows: list[Float[Array, "steps"]] = []
+    for model in scenario.models:
+        law = model.quality
+        assert law is not None  # of every model, or quality is not modelled
+        match law.law:
+            case "piecewise":
+                row = piecewise_quality(steps, law.first_steps, law.last_steps, law.first, law.last)
+            case "log":
+                row = logarithmic_quality(
+                    steps, law.first_steps, law.last_steps, law.scale, law.base, law.offset, law.last
+                )
+            case "power":
+                row = power_law_quality(steps, law.first_steps, law.limit, law.factor, law.exponent)
+        rows.append(row)
+    return jnp.stack(rows)
 
 
 def _choices(laws: list[Choice]) -> tuple[Float[Array, "models choices"], Float[Array, "models choices"]]:

@@ -45,6 +45,8 @@ class Records:
     service_s: Floats
     download_s: Floats
     energy_j: Floats
+    quality: Floats
+    """Of the result; not a number where it is not modelled."""
 
     def __len__(self) -> int:
         return len(self.generated_s)
@@ -114,4 +116,5 @@ def task_records(outcome: Outcome, slot_s: float) -> Records:
         service_s=number(account.service_s),
         download_s=number(account.download_s),
         energy_j=number(account.energy_j),
+        quality=number(np.full(final.shape, np.nan) if outcome.quality is None else outcome.quality),
     )

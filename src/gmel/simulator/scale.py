@@ -1,4 +1,5 @@
-"""Constants that bring the quantities of a plant to order one, for networks. Constants, not running statistics."""
+"""What networks must know of a plant: constants that bring its quantities to order one (no running statistics), and
+which columns and levels its observations have."""
 
 from typing import NamedTuple
 
@@ -8,15 +9,21 @@ __all__ = ["Scale", "scale_of"]
 
 
 class Scale(NamedTuple):
-    """One unit of each quantity, for the networks of a plant."""
+    """One unit of each quantity, and the shape of the observations."""
 
     time_s: float
     size_bit: float
     work: float
+    levels: int = 1
+    """Ways to do a task at one place (`gmel.simulator.levels`)."""
+    other_costs: bool = False
+    """Whether observations have the column `gmel.simulator.state.OTHER_COST`."""
 
 
 def scale_of(scenario: Scenario) -> Scale:
     """Service time of a mean request on a mean GPU, mean size, mean work."""
     work = scenario.mean_work
     speed = scenario.capacity / sum(server.gpus for server in scenario.servers)
-    return Scale(work / speed, max(scenario.mean_bits_in, 1.0), work)
+    return Scale(
+        work / speed, max(scenario.mean_bits_in, 1.0), work, scenario.levels, scenario.counts_more_than_latency
+    )

@@ -8,6 +8,7 @@ from gmel.physics.queueing import Servers
 
 __all__ = [
     "OPTION_FEATURES",
+    "OTHER_COST",
     "TASK_FEATURES",
     "Account",
     "Broadcasts",
@@ -21,6 +22,7 @@ __all__ = [
     "State",
     "Uploads",
     "option",
+    "other_cost_s",
     "task",
 ]
 
@@ -48,6 +50,12 @@ service time, download time; and what a device remembers: the backlog of the bro
 saw when they placed the work that is not in the last one yet), and its own work sent to the server since."""
 
 
+OTHER_COST = "other_cost_s"
+"""One more column of `Observation.options`, only where the scenario counts more than latency and deadline: what the
+option costs beside them (energy, price, minus quality), in seconds of latency at the weights of the reward. It may be
+negative."""
+
+
 def task(observation: "Observation", name: str) -> Float[Array, "*batch requests"]:
     """Column `name` of the task features."""
     return observation.task[..., TASK_FEATURES.index(name)]
@@ -58,11 +66,19 @@ def option(observation: "Observation", name: str) -> Float[Array, "*batch reques
     return observation.options[..., OPTION_FEATURES.index(name)]
 
 
+def other_cost_s(observation: "Observation") -> Float[Array, "*batch requests options"] | float:
+    """What each option costs beside its latency (`OTHER_COST`); 0 where nothing else counts."""
+    if observation.options.shape[-1] == len(OPTION_FEATURES):
+        return 0.0
+    return observation.options[..., len(OPTION_FEATURES)]
+
+
 class Observation(NamedTuple):
     """What the devices with a request know when they decide: one row per request, one option per place to run.
 
-    Option 0 is the device itself, option j the server j - 1. Rows that are not `present` are padding; their mask allows
-    option 0 alone.
+    Option 0 is the device itself, option j the server j - 1. Where steps or transmit power can be chosen too, the
+    places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are padding;
+    their mask allows option 0 alone.
     """
 
     present: Bool[Array, "*batch requests"]
@@ -92,6 +108,10 @@ class Requests(NamedTuple):
     deadline_s: Float[Array, "*slots requests"]
     fade: Float[Array, "*slots requests servers"]
     outage_s: Float[Array, "*slots requests servers"]
+    steps: Float[Array, "*slots requests"] | None = None
+    """Denoising steps asked for; only where there is a quality or steps can be chosen."""
+    work_per_step: Float[Array, "*slots requests"] | None = None
+    """Part of the work that one step costs; only where steps can be chosen."""
 
 
 class Links(NamedTuple):
@@ -141,6 +161,10 @@ class Uploads(NamedTuple):
     """The cell that the upload uses, where it is not always that of its server."""
     sent_s: Float[Array, "uploads"] | None = None
     """When it leaves the cell for the server, likewise."""
+    quality: Float[Array, "uploads"] | None = None
+    """Quality of the result, where it is modelled."""
+    tx_power_w: Float[Array, "uploads"] | None = None
+    """Transmit power, where it can be chosen."""
 
 
 class Broadcasts(NamedTuple):
@@ -240,3 +264,4 @@ class Outcome(NamedTuple):
     """Time until a GPU of each server is free, at the slot start."""
     backlog_s: Float[Array, ""]
     """Work left in all queues at the slot start: GPUs and devices together, in seconds of their own."""
+    quality: Float[Array, "rows"] | None = None

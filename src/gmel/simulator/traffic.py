@@ -26,6 +26,8 @@ class TraceArrays(eqx.Module):
     work: Float[Array, "*slots requests"]
     model: Int[Array, "*slots requests"]
     deadline_s: Float[Array, "*slots requests"]
+    steps: Float[Array, "*slots requests"] | None = None
+    work_per_step: Float[Array, "*slots requests"] | None = None
 
 
 def next_requests(
@@ -57,6 +59,8 @@ def next_requests(
             work=trace.work[at],
             model=trace.model[at],
             deadline_s=trace.deadline_s[at],
+            steps=None if trace.steps is None else trace.steps[at],
+            work_per_step=None if trace.work_per_step is None else trace.work_per_step[at],
         )
     fade, outage_s = draw_fading(plant, seed, slot, drawn.device, links.uplink_snr[drawn.device])
     one = jnp.ones_like(drawn.work)
@@ -80,6 +84,8 @@ def next_requests(
         deadline_s=drawn.deadline_s,
         fade=fade,
         outage_s=outage_s,
+        steps=drawn.steps,
+        work_per_step=drawn.work_per_step,
     )
     return requests, memory
 
@@ -98,6 +104,7 @@ def _draw(
     """
     sizes, catalogue = plant.switches, plant.catalogue
     bits = hash_bits(seed, slot, RNG_REQUEST, rows)
+    asked, work_per_step = None, None
     arrived: Arrived = draw_arrivals(
         sizes.arrivals, plant.arrivals, seed, slot, plant.slot_s, uniform(bits.y), sizes.devices, memory
     )
@@ -110,6 +117,8 @@ def _draw(
         if sizes.step_work_varies:
             step_work = step_work + (catalogue.step_work_high[model] - step_work) * uniform(content.w)
         work = images * (catalogue.fixed_work[model] + steps * step_work)
+        asked = steps if sizes.quality or sizes.step_options else None
+        work_per_step = images * step_work if sizes.step_options else None
         low, high = catalogue.bits_low[model], catalogue.bits_high[model]
         bits_out = images * catalogue.bits_out[model]
     else:
@@ -117,6 +126,11 @@ def _draw(
         work = plant.work_low + (plant.work_high - plant.work_low) * uniform(bits.z)
         low, high = catalogue.bits_low[0], catalogue.bits_high[0]
         bits_out = jnp.broadcast_to(catalogue.bits_out[0], work.shape)
+    size_bit = low + (high - low) * uniform(bits.w)
+    if sizes.bit_work:
+        density = catalogue.bit_work_low[model]
+        density = density + (catalogue.bit_work_high[model] - density) * uniform(bits.z)
+        work = work + size_bit * density
     deadline_s = jnp.broadcast_to(plant.deadline_low_s, work.shape)
     if sizes.deadline_varies:
         u = uniform(hash_bits(seed, slot, RNG_DEADLINE, rows).x)
@@ -125,11 +139,13 @@ def _draw(
         present=arrived.present,
         device=pick(plant.device_cdf, uniform(bits.x)) if arrived.device is None else arrived.device,
         generated_s=arrived.generated_s,
-        size_bit=low + (high - low) * uniform(bits.w),
+        size_bit=size_bit,
         bits_out=bits_out,
         work=work,
         model=model,
         deadline_s=deadline_s,
+        steps=asked,
+        work_per_step=work_per_step,
     )
     return drawn, arrived.memory
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gmel.scenario.schema import Failures
+from gmel.simulator.plant import Switches
 from gmel.simulator.state import SharedTask, Uploads
 
 __all__ = ["in_cells", "interrupt", "keep", "no_uploads", "on_their_way", "uploading"]
 
 
-def no_uploads(count: int, dtype: jnp.dtype, shared: bool, routed: bool) -> Uploads:
+def no_uploads(count: int, dtype: jnp.dtype, sizes: Switches) -> Uploads:
+    """An empty table with the columns that the plant needs."""
     number, index = jnp.zeros(count, dtype), jnp.zeros(count, jnp.int32)
     return Uploads(
         present=jnp.zeros(count, bool),
@@ -32,9 +34,11 @@ def no_uploads(count: int, dtype: jnp.dtype, shared: bool, routed: bool) -> Uplo
         deadline_s=number,
         latency_s=number,
         cost=number,
-        shared=SharedTask(number, jnp.zeros(count, bool), number, number) if shared else None,
-        cell=index if routed else None,
-        sent_s=number if routed else None,
+        shared=SharedTask(number, jnp.zeros(count, bool), number, number) if sizes.shared else None,
+        cell=index if sizes.routed else None,
+        sent_s=number if sizes.routed else None,
+        quality=number if sizes.quality else None,
+        tx_power_w=number if sizes.power_options_dbm else None,
     )
 
 

@@ -79,15 +79,15 @@ _Round = tuple[Central, Float[Array, ""], Tally]
 def central_columns(environment: Environment, decide: Decide) -> tuple[str, ...]:
     """Names of the entries of an observation, in order."""
     if decide == "slot":
-        return flat_columns(environment.servers, environment.requests)
-    more = [f"option {choice} {name}" for choice in range(1 + environment.servers) for name in TURN_FEATURES]
-    return (*flat_columns(environment.servers), *more, "waiting")
+        return flat_columns(environment.options, environment.plant.switches.other_costs, environment.requests)
+    more = [f"option {choice} {name}" for choice in range(environment.options) for name in TURN_FEATURES]
+    return (*flat_columns(environment.options, environment.plant.switches.other_costs), *more, "waiting")
 
 
 def central_width(environment: Environment, decide: Decide) -> int:
     """Length of an observation."""
-    row = flat_width(environment.servers)
-    more = (1 + environment.servers) * len(TURN_FEATURES) + 1
+    row = flat_width(environment.options, environment.plant.switches.other_costs)
+    more = environment.options * len(TURN_FEATURES) + 1
     return environment.requests * row if decide == "slot" else row + more
 
 
@@ -140,8 +140,10 @@ def look(
         return Seen(central, rows.reshape(-1), seen.mask, reward, over, tally)
     waiting = seen.present & ~central.decided
     turn = jnp.argmax(waiting)
-    there = central.decided[:, None] & (central.option[:, None] == jnp.arange(1 + environment.servers))
-    same = (seen.device == seen.device[turn])[:, None] | (jnp.arange(1 + environment.servers) > 0)
+    # The levels of a place share its queue.
+    place = jnp.arange(environment.options) % (1 + environment.servers)
+    there = central.decided[:, None] & (central.option[:, None] % (1 + environment.servers) == place)
+    same = (seen.device == seen.device[turn])[:, None] | (place > 0)
     there = there & same
     sent = jnp.sum(there, axis=0)
     sent_s = jnp.sum(jnp.where(there, option(seen, "service_s") / option(seen, "gpus"), 0.0), axis=0)
@@ -150,7 +152,7 @@ def look(
     none = ~jnp.any(waiting)
     entries = jnp.concatenate([jnp.where(none, 0.0, rows[turn]), more, count])
     entries = jax.lax.convert_element_type(jnp.clip(entries, -BOUND, BOUND), jnp.float32)
-    mask = jnp.where(none, jnp.arange(1 + environment.servers) == 0, seen.mask[turn])
+    mask = jnp.where(none, jnp.arange(environment.options) == 0, seen.mask[turn])
     return Seen(central, entries, mask, reward, over, tally)
 
 

@@ -76,7 +76,7 @@ def device_view(environment: Environment, state: State, scale: Scale, k: int) ->
     flat = flat_rows(seen, scale)
     # One more row: what a device without a request sees.
     flat = jnp.concatenate([flat, jnp.zeros_like(flat[:1])])
-    nothing = jnp.arange(1 + environment.servers) == 0
+    nothing = jnp.arange(environment.options) == 0
     mask = jnp.concatenate([seen.mask, nothing[None, :]])
     return DeviceView(flat[row].reshape(row.shape[0], -1), mask[row])
 

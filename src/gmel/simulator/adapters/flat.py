@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import Observation, option, task
+from gmel.simulator.state import OTHER_COST, Observation, option, other_cost_s, task
 
 __all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "flat_columns", "flat_rows", "flat_width"]
 
@@ -32,22 +32,25 @@ FLAT_OPTION = (
     "expected_s",
 )
 """Columns of each option, option 0 first. `allowed` is the mask; `expected_s` = max(upload, backlog) + switch + service
-+ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`) is left out."""
++ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`) is left out. Where the scenario counts
+more
+than latency, `other_cost_s` comes behind."""
 
 
-def flat_width(servers: int) -> int:
+def flat_width(options: int, other_costs: bool = False) -> int:
     """Length of the flat row of one request."""
-    return len(FLAT_TASK) + (1 + servers) * len(FLAT_OPTION)
+    return len(FLAT_TASK) + options * (len(FLAT_OPTION) + other_costs)
 
 
-def flat_columns(servers: int, requests: int = 1) -> tuple[str, ...]:
+def flat_columns(options: int, other_costs: bool = False, requests: int = 1) -> tuple[str, ...]:
     """Names of the entries of a flat vector of `requests` rows, in order.
 
     Example:
-        >>> flat_columns(servers=1)[7:9]
+        >>> flat_columns(options=2)[7:9]
         ('option 0 allowed', 'option 0 upload_s')
     """
-    row = [*FLAT_TASK, *(f"option {choice} {name}" for choice in range(1 + servers) for name in FLAT_OPTION)]
+    names = (*FLAT_OPTION, OTHER_COST) if other_costs else FLAT_OPTION
+    row = [*FLAT_TASK, *(f"option {choice} {name}" for choice in range(options) for name in names)]
     return tuple(row) if requests == 1 else tuple(f"request {k} {name}" for k in range(requests) for name in row)
 
 
@@ -66,7 +69,10 @@ def flat_rows(observation: Observation, scale: Scale) -> Float[Array, "requests 
     expected = start + times("switch_s") + times("service_s") + times("download_s")
     columns = [observation.mask.astype(expected.dtype)]
     columns += [compressed(times(name)) for name in FLAT_OPTION[1:-1]]
-    options = jnp.stack([*columns, compressed(expected)], axis=-1)
+    columns.append(compressed(expected))
+    if scale.other_costs:
+        columns.append(compressed(jnp.asarray(other_cost_s(observation)) / scale.time_s))
+    options = jnp.stack(columns, axis=-1)
     tasks = jnp.stack(
         [
             jnp.ones_like(expected[:, 0]),

@@ -111,7 +111,7 @@ class _Scheduler:
         self.decide: Decide = decide
         self._reward: RewardFunction | None = reward
         environment = self.site.environment
-        options = 1 + environment.servers
+        options = environment.options
         self.observation_space = spaces.Box(-BOUND, BOUND, (central_width(environment, decide),), np.float32)
         self.action_space: spaces.Space[Any] = (
             spaces.MultiDiscrete([options] * environment.requests) if decide == "slot" else spaces.Discrete(options)
@@ -130,7 +130,7 @@ class _Scheduler:
             ValueError: an action out of range.
             InputError: more uploads in flight than the scenario has room for.
         """
-        options = 1 + self.site.environment.servers
+        options = self.site.environment.options
         shape = (len(action), *self.action_space.shape) if self.action_space.shape else (len(action),)
         if action.shape != shape or action.dtype.kind not in "iu" or (action < 0).any() or (action >= options).any():
             raise ValueError(f"action = {action!r}: each environment needs one of {self.action_space}")
@@ -150,7 +150,7 @@ class _Scheduler:
         """The decision that stands, of one environment."""
         one = jax.tree.map(lambda leaf: np.asarray(leaf)[index], seen)
         central: Any = one.central
-        sent = np.bincount(central.option[central.decided], minlength=1 + self.site.environment.servers)
+        sent = np.bincount(central.option[central.decided], minlength=self.site.environment.options)
         return SlotPicture(
             int(central.state.slot), central.state.broadcasts.wait_s[0], sent.astype(np.int32), float(one.reward)
         )

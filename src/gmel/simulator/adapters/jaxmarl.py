@@ -129,7 +129,10 @@ class GmelMultiAgentEnv:
         self.num_agents = environment.plant.switches.devices
         self.agents = [f"device_{number}" for number in range(self.num_agents)]
         box, discrete, multi = _space_types()
-        options, width = 1 + environment.servers, requests_per_device * flat_width(environment.servers)
+        options, width = (
+            environment.options,
+            requests_per_device * flat_width(environment.options, environment.plant.switches.other_costs),
+        )
         action: Any = discrete(options) if requests_per_device == 1 else multi((options,) * requests_per_device)
         self.observation_spaces = dict.fromkeys(self.agents, box(-BOUND, BOUND, (width,)))
         self.action_spaces = dict.fromkeys(self.agents, action)

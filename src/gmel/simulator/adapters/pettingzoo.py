@@ -73,7 +73,7 @@ def _step(
     reward: Credit | RewardFunction,
 ) -> _Seen:
     slot = device_slot(environment, state, action, reward)
-    to = slot.option[:, None] == jnp.arange(1 + environment.servers)
+    to = slot.option[:, None] == jnp.arange(environment.options)
     return _Seen(
         slot.state,
         device_view(environment, slot.state, scale, action.shape[1]),
@@ -144,8 +144,8 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         environment = self.site.environment
         self.possible_agents = [f"device_{number}" for number in range(environment.plant.switches.devices)]
         self.agents: list[str] = []
-        options, k = 1 + environment.servers, requests_per_device
-        width = k * flat_width(environment.servers)
+        options, k = environment.options, requests_per_device
+        width = k * flat_width(environment.options, environment.plant.switches.other_costs)
 
         # A space for each agent, not one for all: each has a random generator of its own.
         def mask() -> spaces.Space[Any]:
@@ -165,7 +165,10 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
             for agent in self.possible_agents
         }
         self.state_space = spaces.Box(
-            -BOUND, BOUND, (environment.requests * flat_width(environment.servers),), np.float32
+            -BOUND,
+            BOUND,
+            (environment.requests * flat_width(environment.options, environment.plant.switches.other_costs),),
+            np.float32,
         )
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
@@ -258,7 +261,7 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
                 f"actions: none for {error}; every agent acts in every slot (0 where it has no request)"
             ) from None
         table = table.reshape(len(self.agents), -1)
-        options = 1 + self.site.environment.servers
+        options = self.site.environment.options
         if table.shape[1] != self._k or table.dtype.kind not in "iu" or (table < 0).any() or (table >= options).any():
             bad = next(
                 (agent for agent in self.agents if not self.action_spaces[agent].contains(np.asarray(actions[agent]))),
@@ -309,7 +312,7 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
 
     def _picture(self) -> SlotPicture:
         assert self._state is not None  # render checks it
-        options = 1 + self.site.environment.servers
+        options = self.site.environment.options
         sent = np.zeros(options, np.int32) if self._last is None else np.asarray(self._last.sent)
         team = 0.0 if self._last is None else float(self._last.team)
         return SlotPicture(int(self._state.slot), np.asarray(self._state.broadcasts.wait_s[0]), sent, team)
