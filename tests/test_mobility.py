@@ -1,4 +1,4 @@
-"""Motion and what it does to the channel: exact legs, stationary laws beside independent samplers, routes, correlation."""
+"""Motion and the channel along it: exact legs, stationary laws beside independent samplers, routes, correlations."""
 
 import functools
 import math
@@ -243,7 +243,7 @@ def test_step_stays_in_the_hall_and_within_reach(seed, duration_s):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**30), duration_s=st.floats(0.1, 60.0, width=32), share=st.floats(0.0, 1.0, width=32))
+@given(seed=st.integers(0, 2**30), duration_s=st.floats(0.125, 15.0, width=32), share=st.floats(0.0, 1.0, width=32))
 def test_a_step_in_two_is_the_same_step(seed, duration_s, share):
     state, draws = start(uniforms((64, 8), seed), *ARGUMENTS), uniforms((64, 4), seed + 1)
     whole = step(state, jnp.float32(duration_s), draws, *ARGUMENTS)
@@ -252,23 +252,12 @@ def test_a_step_in_two_is_the_same_step(seed, duration_s, share):
     # All but those who arrive twice.
     rest = np.linalg.norm(np.asarray(whole.target_m - whole.position_m), axis=-1)
     once = (rest > 0.01) | (np.asarray(whole.pause_s) > 0.01)
-    # A device that arrives at the very end may count as there or not.
-    once &= (np.asarray(whole.target_m) == np.asarray(split.target_m)).all(axis=-1)
-    assert once.mean() > 0.5
-    for one, two in zip(whole, split, strict=True):
-        np.testing.assert_allclose(np.asarray(one)[once], np.asarray(two)[once], rtol=1e-4, atol=1e-3)
-
-
-def test_turns_in_two_steps_are_those_of_one():
-    """The devices left out above are few: with room enough, nobody is."""
-    state, draws = start(uniforms((5000, 8), 12), *ARGUMENTS), uniforms((5000, 4), 13)
-    whole = step(state, 3.0, draws, *ARGUMENTS)
-    split = step(step(state, 1.1, draws, *ARGUMENTS), 1.9, draws, *ARGUMENTS)
+    assert once.mean() > 0.8
+    # A device that arrives at the very end may count as there in one way of reckoning and not in the other.
     same = (np.asarray(whole.target_m) == np.asarray(split.target_m)).all(axis=-1)
-    turned = (np.asarray(whole.target_m) != np.asarray(state.target_m)).any(axis=-1)
-    assert (~same).sum() <= 2
-    assert turned.sum() > 100
-    assert (same & turned).sum() > 100
+    assert (once & ~same).sum() <= 2
+    for one, two in zip(whole, split, strict=True):
+        np.testing.assert_allclose(np.asarray(one)[once & same], np.asarray(two)[once & same], rtol=1e-4, atol=1e-3)
 
 
 def test_walk_under_vmap_with_laws_of_their_own():
@@ -281,7 +270,7 @@ def test_walk_under_vmap_with_laws_of_their_own():
 
     first, second = jax.jit(jax.vmap(two))(draws)
     assert second.position_m.shape == (3, 16, 2)
-    alone = two(draws[1])
+    alone = jax.jit(two)(draws[1])
     for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves((first, second)), strict=True):
         np.testing.assert_allclose(one, many[1], rtol=1e-5, atol=1e-5)
     for state in (first, second):
@@ -292,19 +281,22 @@ def test_walk_under_vmap_with_laws_of_their_own():
 def test_walk_in_double_precision():
     with jax.enable_x64(True):
         u = jnp.asarray(np.random.default_rng(15).random((50, 8)))
-        state = mobility.first_walk(u, HALL, *SPEEDS, *PAUSES)
-        moved = mobility.walk(state, 20.0, u[:, :4], HALL, *SPEEDS, *PAUSES)
+        state = start(u, *ARGUMENTS)
+        moved = step(state, 20.0, u[:, :4], *ARGUMENTS)
         assert {field.dtype for field in (*state, *moved)} == {jnp.dtype("float64")}
 
 
 # Closed routes
 
 
+place_on_route = jax.jit(mobility.route_position_m)
+
+
 def test_rectangle_by_hand():
     corners = jnp.array([[[0.0, 0.0], [30.0, 0.0], [30.0, 10.0], [0.0, 10.0]]])
     np.testing.assert_allclose(mobility.route_length_m(corners), [80.0])
     travelled = jnp.array([0.0, 12.0, 30.0, 35.0, 40.0, 55.0, 70.0, 78.0, 80.0, 92.0, -2.0, 812.0])
-    places = mobility.route_position_m(corners, jnp.zeros(12, jnp.int32), travelled)
+    places = place_on_route(corners, jnp.zeros(12, jnp.int32), travelled)
     expected = [
         (0, 0),
         (12, 0),
@@ -334,15 +326,12 @@ def test_padding_and_legs_of_no_length_change_nothing():
     )
     np.testing.assert_allclose(mobility.route_length_m(corners), [60.0, 60.0, 60.0, 0.0], rtol=1e-6)
     travelled = jnp.linspace(-70.0, 200.0, 541)
-    plain = mobility.route_position_m(jnp.array([triangle]), jnp.zeros(541, jnp.int32), travelled)
+    plain = place_on_route(jnp.array([triangle]), jnp.zeros(541, jnp.int32), travelled)
     for route in range(3):
-        same = mobility.route_position_m(corners, jnp.full(541, route), travelled)
+        same = place_on_route(corners, jnp.full(541, route), travelled)
         np.testing.assert_allclose(same, plain, atol=1e-4)
-    point = mobility.route_position_m(corners, jnp.full(541, 3), travelled)
+    point = place_on_route(corners, jnp.full(541, 3), travelled)
     np.testing.assert_array_equal(point, np.broadcast_to([7.0, 8.0], (541, 2)).astype(np.float32))
-
-
-position_jit = jax.jit(mobility.route_position_m)
 
 
 @settings(max_examples=60, deadline=None)
@@ -357,7 +346,7 @@ def test_route_is_followed_at_constant_speed(corners, distinct, begin_m):
     total, table = ends[-1], jnp.array([[[0.0, 0.0]] * 6, corners], jnp.float32)
     assert float(mobility.route_length_m(table)[1]) == pytest.approx(total, rel=1e-5)
     travelled = np.float32(begin_m) + np.arange(200, dtype=np.float32) * np.float32(0.75)
-    places = np.asarray(position_jit(table, jnp.ones(200, jnp.int32), jnp.asarray(travelled)))
+    places = np.asarray(place_on_route(table, jnp.ones(200, jnp.int32), jnp.asarray(travelled)))
     along = np.mod(travelled.astype(float), total) if total > 0 else np.zeros(200)
     expected = np.stack([np.interp(along, ends, closed[:, axis]) for axis in range(2)], axis=-1)
     np.testing.assert_allclose(places, expected, atol=2e-3)
@@ -367,7 +356,7 @@ def test_route_is_followed_at_constant_speed(corners, distinct, begin_m):
         leg = np.searchsorted(ends, along, side="right")
         straight = (leg[1:] == leg[:-1]) & (np.diff(along) > 0) & (total > 0.75)
         np.testing.assert_allclose(way[straight], 0.75, atol=2e-3)
-    later = position_jit(table, jnp.ones(200, jnp.int32), jnp.asarray(travelled + np.float32(total)))
+    later = place_on_route(table, jnp.ones(200, jnp.int32), jnp.asarray(travelled + np.float32(total)))
     np.testing.assert_allclose(later, places, atol=2e-3)
 
 
@@ -414,14 +403,13 @@ def test_line_of_sight_along_a_way_has_its_probability_at_every_place():
     for number in range(11):
         distance_m = 5.0 + step_m * number
         probability = channel.los_probability(
-            jnp.array(distance_m), "DH", clutter_density=0.6, clutter_size_m=2.0, clutter_height_m=6.0,
-            device_height_m=1.5, base_height_m=8.0,
+            jnp.array(distance_m), "SL", clutter_density=0.2, clutter_size_m=10.0, clutter_height_m=2.0,
+            device_height_m=1.5, base_height_m=1.5,
         )  # fmt: skip
         sight = np.asarray(mobility.normal_to_uniform(value) < probability)
         assert abs(z_score(sight, float(probability))) < Z_LIMIT
         if before is not None:  # neighbours along the way agree more often than strangers
-            alone = sight.mean() * before.mean()
-            assert z_score(sight & before, alone) > 10
+            assert z_score(sight & before, sight.mean() * before.mean()) > 10
         before = sight
         value = mobility.correlated_normal(value, step_m, normals(count, 41 + number))
     assert bool((mobility.normal_to_uniform(jnp.array([40.0])) < 1.0).all()), "certain sight is certain"

@@ -1,5 +1,6 @@
 """Scenarios: presets load, text survives the round trip, and whatever is wrong is said in one line that names it."""
 
+import itertools
 import math
 import re
 from typing import Any, get_args
@@ -187,7 +188,7 @@ def number_fields(model: type[BaseModel], place: tuple[str | int, ...] = ()) -> 
         candidates = [field.annotation, *get_args(field.annotation)]
         sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if sections:
-            is_list = field.annotation not in sections and getattr(field.annotation, "__origin__", None) is list
+            is_list = getattr(field.annotation, "__origin__", None) in (list, tuple)
             places += number_fields(sections[0], (*here, 0) if is_list else here)
         elif "float" in str(field.annotation):
             is_list = "list[" in str(field.annotation) or "tuple[" in str(field.annotation)
@@ -208,11 +209,14 @@ def scenario_data_with(place: tuple[str | int, ...], value: float) -> str:
     if place[-1] == "rate_per_s":
         data["arrivals"].pop("load")
     table: Any = data
-    for step in place[:-1]:
+    for step, following in itertools.pairwise(place):
         inner = table.get(step) if isinstance(table, dict) else table[step]
-        if not isinstance(inner, dict | list):
-            # A number that may be a range, or a section that is not there.
-            table[step] = inner = {"low": 1.0, "high": 2.0} if place[-1] in ("low", "high") else {}
+        if not isinstance(inner, dict | list) or not inner:
+            # A number that may be a range, or a list or a section that is not there.
+            inner = {"low": 1.0, "high": 2.0} if place[-1] in ("low", "high") else {}
+            if isinstance(following, int):
+                inner = [1.0] if following == place[-1] else [{"gpus": 1}]
+            table[step] = inner
         table = inner
     table[place[-1]] = value
     return "".join(f"{key} = {inline(entry)}\n" for key, entry in data.items())
@@ -301,7 +305,8 @@ def test_any_value_is_taken_or_refused_by_name(place: tuple[str | int, ...], val
         return
     table: Any = data_of(scenario)
     for step in place:
-        table = table[step]
+        # A range of one number is that number.
+        table = table[step] if isinstance(table, dict | list) else table
     assert math.isfinite(table)
     assert parse_scenario(to_toml(scenario), "again") == scenario
 

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Real: TypeAlias = Float[Array, "..."] | float
-Sides: TypeAlias = Float[Array, "2"] | tuple[float, float]
+Sides: TypeAlias = Float[Array, "2"] | tuple[Real, Real]
 
 _HALVINGS = 24  # of (0, 1): as fine as the uniforms of physics/random.py
 

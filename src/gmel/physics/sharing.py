@@ -58,6 +58,8 @@ class SharedServers(NamedTuple):
     """Relative speed in this slot: 1 nominal, 0 down. After the slot the nominal speed is assumed."""
     resident: Bool[Array, "servers models"]
     used_s: Float[Array, "servers models"]
+    places: Float[Array, "servers"] | None = None
+    """Most tasks at the server at once, waiting or in service: one that comes then is rejected. None: no limit."""
 
 
 class Shared(NamedTuple):
@@ -112,8 +114,9 @@ def share(
 ) -> Shared:
     """Serves the tasks to the end, event by event: an arrival, a start, a completion, or the end of the slot.
 
-    Every pass of the loop takes one event of each server. A task that would start after `latest_start_s` is discarded.
-    A model that is not resident adds `load_s` to the service of the task that starts; the least recently used leave.
+    Every pass of the loop takes one event of each server. A task that would start after `latest_start_s` is discarded,
+    and one that finds all `places` taken. A model that is not resident adds `load_s` to the service of the task that
+    starts; the least recently used leave.
 
     Returns:
         The tasks served to the end, and all servers at `horizon_s`, which no later decision can change.
@@ -175,18 +178,22 @@ def share(
         left_s = jnp.where(clock.serving, clock.left_s - row_rate * (of_server(next_s - clock.now_s)), clock.left_s)
         ends = first_of(done_s, clock.serving) & completes[tasks.server]
         joins = first_of(tasks.ready_s, clock.coming) & arrives[tasks.server]
+        rejected = jnp.zeros_like(joins)
+        if servers.places is not None:
+            there = jnp.sum(here & (clock.serving | clock.waiting)[:, None], axis=0)
+            rejected = joins & of_server((there >= servers.places).astype(next_s.dtype)).astype(bool)
         starts = first_of(tasks.ready_s, clock.waiting) & admits[tasks.server]
         late = starts & (of_server(next_s) > tasks.latest_start_s)
         served = starts & ~late
         after = clock._replace(
             now_s=next_s,
             coming=clock.coming & ~joins,
-            waiting=(clock.waiting | joins) & ~starts,
+            waiting=(clock.waiting | (joins & ~rejected)) & ~starts,
             serving=(clock.serving | served) & ~ends,
             left_s=jnp.where(ends, 0.0, left_s),
-            start_s=jnp.where(starts, of_server(next_s), clock.start_s),
-            end_s=jnp.where(ends | late, of_server(next_s), clock.end_s),
-            dropped=clock.dropped | late,
+            start_s=jnp.where(starts | rejected, of_server(next_s), clock.start_s),
+            end_s=jnp.where(ends | late | rejected, of_server(next_s), clock.end_s),
+            dropped=clock.dropped | late | rejected,
         )
         if models:
             after = _load_models(after, served, here, tasks, model_memory, server_memory)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gmel.scenario.laws import Finite, Name, NonNegative, Positive, Section, Share
+from gmel.scenario.quality import Quality
 
 __all__ = ["Failures", "Server", "Service"]
 
@@ -15,6 +16,10 @@ class Server(Section):
     `concurrency` is the most tasks in service at once where servers share their time (none: no limit), `round_share`
     the share of a denoising round that grows with the batch, a / (a + b) of a X + b (see :class:`Service`).
 
+    `places`: most tasks at the server at once, waiting or in service; one more is rejected (sharing and batching).
+    `capacity`: denoising steps that it can have in progress (discipline `capacity`). `quality`: of what is generated
+    here, in place of that of the model.
+
     A server without a `cell` (a cloud) is reached through the device's own cell. What comes to a server from another
     cell takes `backhaul_delay_s` and its bits over `backhaul_bps` (none: the delay alone), without contention. `price`
     is paid for each work unit done there.
@@ -24,11 +29,14 @@ class Server(Section):
     speed: Positive
     gpus: int = Field(default=1, ge=1, le=64)
     concurrency: int | None = Field(default=None, ge=1, le=1024)
+    places: int | None = Field(default=None, ge=1, le=100_000)
+    capacity: Positive | None = None
     round_share: Share = 1.0
     memory_gb: Positive = 24.0
     power_w: NonNegative = 5.0
     switch_power_w: NonNegative = 5.0
     price: NonNegative = 0.0
+    quality: Quality | None = None
     cell: bool = True
     backhaul_bps: Positive | None = None
     backhaul_delay_s: NonNegative = 0.0
@@ -40,10 +48,17 @@ class Service(Section):
 
     `fifo`: one task a GPU, first in, first out. `sharing`: all tasks share the GPUs equally (processor sharing).
     `batching`: up to `servers.concurrency` tasks run together; one round of X tasks takes a X + b, so each is slowed
-    down by 1 + round_share (X - 1) on one GPU.
+    down by 1 + round_share (X - 1) on one GPU. `capacity`: no queue; a task takes as many units of `servers.capacity`
+    as it has denoising steps, for its own time whatever the others do; one that does not fit is rejected, or crashes
+    the server, which loses all its tasks (`on_overload`; AGOD). `gang`: first in, first out, a task needs several GPUs
+    at once (`models.gangs`; EAT).
+
+    Admission control: with `max_wait_s` a task that would wait longer than that for its start is turned away.
     """
 
-    discipline: Literal["fifo", "sharing", "batching"] = "fifo"
+    discipline: Literal["fifo", "sharing", "batching", "capacity", "gang"] = "fifo"
+    on_overload: Literal["crash", "reject"] = "crash"
+    max_wait_s: Positive | None = None
 
 
 class Failures(Section):

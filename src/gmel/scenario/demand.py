@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.laws import Choice, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.quality import Quality
 
-__all__ = ["Arrivals", "Burst", "DayCycle", "GenerationModel", "LoadTime", "Quality", "Tasks"]
+__all__ = ["Arrivals", "Burst", "DayCycle", "Gang", "GenerationModel", "LoadTime", "Tasks"]
 
 
 class LoadTime(Section):
@@ -28,45 +29,28 @@ class LoadTime(Section):
         return median * math.exp(0.5 * self.sigma**2)
 
 
-class Quality(Section):
-    """Quality of a result by its denoising steps, from 0 to 1 (equation (13)).
+class Gang(Section):
+    """One way to run a model: on `gpus` GPUs together, `speedup` times as fast as on one, cold after `load_s` more."""
 
-    Below `first_steps` it is 0. `piecewise`: linear from `first` there to `last` at `last_steps`, constant above
-    (AGOD). `log`: scale log_base(steps) + offset up to `last_steps`, `last` above (EAT). `power`: limit - factor
-    steps^-exponent.
-    """
-
-    law: Literal["piecewise", "log", "power"]
-    first_steps: Annotated[float, Field(ge=0, le=1000)] = 1.0
-    last_steps: Annotated[float, Field(gt=0, le=1000)] = 50.0
-    first: Share = 0.0
-    last: Share = 1.0
-    scale: Positive = 0.16
-    base: Annotated[float, Field(gt=1, le=1e6)] = 6.0
-    offset: Finite = -0.02
-    limit: Share = 1.0
-    factor: NonNegative = 1.0
-    exponent: Annotated[float, Field(gt=0, le=10)] = 1.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.law != "power" and self.last_steps <= self.first_steps:
-            raise ValueError(f"last_steps = {self.last_steps:g} must exceed first_steps = {self.first_steps:g}")
-        return self
+    gpus: int = Field(ge=1, le=64)
+    weight: Positive = 1.0
+    speedup: Positive = 1.0
+    load_s: NonNegative = 0.0
 
 
 class GenerationModel(Section):
     """One entry of the catalogue: what a request for this model costs.
 
-    Work = images x (fixed_work + steps x step_work) + bits_in x work_per_bit, in work units (equation (1)). A range of
-    `step_work` is drawn anew for each request.
+    Work = images x (fixed_work + steps x step_work + steps^2 x square_work) + bits_in x work_per_bit, in work units
+    (equation (1)). A range of `step_work` is drawn anew for each request.
     """
 
     name: Name
     popularity: Positive
     step_work: Spread | None = None
     work_per_bit: Spread | None = None
-    fixed_work: NonNegative = 0.0
+    fixed_work: Finite = 0.0
+    square_work: NonNegative = 0.0
     steps: Choice
     images: Choice
     memory_gb: Positive
@@ -75,18 +59,37 @@ class GenerationModel(Section):
     load: LoadTime = LoadTime()
     load_scale: Positive = 1.0
     quality: Quality | None = None
+    gangs: tuple[Gang, ...] = Field(default=(), max_length=16)
+
+    @property
+    def gpus_per_speed(self) -> float:
+        """GPU-seconds that a second of work on one GPU takes, on average over the gangs."""
+        if not self.gangs:
+            return 1.0
+        weight = sum(gang.weight for gang in self.gangs)
+        return sum(gang.weight * gang.gpus / gang.speedup for gang in self.gangs) / weight
 
     def mean_work(self, steps: float | None = None) -> float:
-        """Expected work of a request for this model, without noise; at `steps`, or the mean of those asked for."""
-        steps = self.steps.mean if steps is None else steps
+        """Expected work of a request for this model, without noise; at `steps`, or over those asked for."""
         step_work = self.step_work.mean if self.step_work else 0.0
         bit_work = self.work_per_bit.mean if self.work_per_bit else 0.0
-        return self.images.mean * (self.fixed_work + steps * step_work) + self.bits_in.mean * bit_work
+        total = sum(self.steps.weights)
+        square = sum(w * v**2 for v, w in zip(self.steps.values, self.steps.weights, strict=True)) / total
+        mean, square = (self.steps.mean, square) if steps is None else (steps, steps**2)
+        each = self.fixed_work + mean * step_work + square * self.square_work
+        return self.images.mean * each + self.bits_in.mean * bit_work
 
     @model_validator(mode="after")
     def _works(self) -> Self:
-        if self.step_work is None and self.fixed_work == 0 and (self.work_per_bit is None or self.bits_in.low == 0):
-            raise ValueError("a request would have no work: give step_work, or work_per_bit with bits_in.low > 0")
+        least = min(self.steps.values)
+        step_work = self.step_work.low if self.step_work else 0.0
+        bit_work = self.work_per_bit.low if self.work_per_bit else 0.0
+        work = min(self.images.values) * (self.fixed_work + least * step_work + least**2 * self.square_work)
+        if work + self.bits_in.low * bit_work <= 0:
+            raise ValueError(
+                f"the smallest request would have {work + self.bits_in.low * bit_work:g} work units, must be above 0: "
+                "give step_work, fixed_work, or work_per_bit with bits_in.low > 0"
+            )
         return self
 
 

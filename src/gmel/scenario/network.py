@@ -22,6 +22,9 @@ class Radio(Section):
     the best mean link; with `wired` and `fixed` server i mod J of device i), from where the task is forwarded
     (`servers.backhaul_bps`, `servers.backhaul_delay_s`). `visible_servers`: a device can choose that many servers
     only, those with its best links.
+
+    `interference`: all cells use one band, and each hears the mean power of the uploads to the others as noise.
+    `one_at_a_time`: a device sends one task after the other.
     """
 
     model: Literal["uniform-snr", "inf", "log-distance", "fixed", "wired"] = "inf"
@@ -52,6 +55,8 @@ class Radio(Section):
     floor: Literal["clip", "outage"] = "outage"
     floor_snr_db: Finite = -5.0
     sharing: Literal["none", "equal"] = "equal"
+    interference: bool = False
+    one_at_a_time: bool = False
     download: bool = True
 
     @property
@@ -67,6 +72,12 @@ class Radio(Section):
             raise ValueError(f'rate_bps is for model = "fixed", not {self.model!r}')
         if self.efficiency_cap is not None and self.rate != "shannon":
             raise ValueError(f'efficiency_cap is for rate = "shannon"; {self.rate!r} has a cap of its own')
+        if self.interference and self.model in ("fixed", "wired"):
+            raise ValueError(f"interference needs a radio; model = {self.model!r} has none")
+        if self.one_at_a_time and self.sharing == "equal":
+            raise ValueError(
+                'one_at_a_time needs sharing = "none": who waits at its device does not share the cell yet'
+            )
         if self.model == "wired" and self.access == "direct":
             raise ValueError('model = "wired" needs access = "home": a device is part of one cell')
         if self.visible_servers is not None and self.access == "home":

@@ -5,6 +5,7 @@ Sources of the model: reference equations (1)-(15) of `docs/model.md`; radio: 3G
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -87,7 +88,8 @@ class Devices(Section):
 class Reward(Section):
     """Weights of equation (15), mixed with the team's:
 
-    r = -w_L min(L / scale, clip) - w_d [missed] - w_E E / E_0 + w_q q - w_p price x work.
+    r = -w_L min(L / scale, clip) - w_d [missed] - w_E E / E_0 + w_q q - w_p price x work
+        - w_l (share of a lost task that was still to be done).
     """
 
     latency: NonNegative = 1.0
@@ -96,6 +98,7 @@ class Reward(Section):
     energy_scale_j: Positive = 1.0
     quality: NonNegative = 0.0
     price: NonNegative = 0.0
+    loss: NonNegative = 0.0
     latency_scale_s: Positive | None = None
     clip: Positive = 3.0
     cooperation: Share = 0.5
@@ -135,7 +138,10 @@ class Scenario(Section):
                 'tasks.repeat_model needs arrivals.kind = "trace": drawn requests have no order to repeat in'
             )
         if (self.reward.quality > 0 or self.tasks.least_quality > 0) and not self.has_quality:
-            raise ValueError("reward.quality and tasks.least_quality need models.quality of every model")
+            raise ValueError(
+                "reward.quality and tasks.least_quality need models.quality of every model, "
+                "or servers.quality of every server with devices.local = false"
+            )
         if self.tasks.step_options is not None and any(model.step_work is None for model in self.models):
             raise ValueError("tasks.step_options needs models.step_work of every model")
         if self.switching and self.tasks.kind != "catalogue":
@@ -155,30 +161,63 @@ class Scenario(Section):
         return self
 
     @model_validator(mode="after")
-    def _concurrency_fits(self) -> Self:
-        kind = self.service.discipline
+    def _service_fits(self) -> Self:
+        kind, shared = self.service.discipline, ("sharing", "batching")
+        users = {"concurrency": shared, "places": shared, "capacity": ("capacity",)}
+        needs = {"concurrency": ("batching",), "capacity": ("capacity",)}
         for server in self.servers:
-            if server.concurrency is None:
-                if kind == "batching":
+            for key, kinds in users.items():
+                if getattr(server, key) is not None and kind not in kinds:
                     raise ValueError(
-                        f'service.discipline = "batching" needs servers.concurrency; server {server.name!r} has none'
+                        f'server {server.name!r} has {key}, which service.discipline = "{kind}" does not use; '
+                        f"remove it, or choose {' or '.join(kinds)}"
                     )
-                continue
-            if kind == "fifo":
-                raise ValueError(
-                    f'server {server.name!r} has concurrency, which service.discipline = "fifo" does not use; '
-                    'remove it, or choose "sharing" or "batching"'
-                )
-            if server.concurrency < server.gpus:
+            for key, kinds in needs.items():
+                if getattr(server, key) is None and kind in kinds:
+                    raise ValueError(
+                        f'service.discipline = "{kind}" needs servers.{key}; server {server.name!r} has none'
+                    )
+            if server.concurrency is not None and server.concurrency < server.gpus:
                 raise ValueError(
                     f"server {server.name!r}: concurrency = {server.concurrency} must not be below gpus = {server.gpus}"
                 )
         return self
 
+    @model_validator(mode="after")
+    def _discipline_fits(self) -> Self:
+        kind = self.service.discipline
+        if kind in ("capacity", "gang"):
+            if self.tasks.kind != "catalogue":
+                raise ValueError(f'service.discipline = "{kind}" needs tasks.kind = "catalogue"')
+            if self.switching:
+                raise ValueError(
+                    f'switching = true does not go with service.discipline = "{kind}": '
+                    + ("a gang loads its model itself (models.gangs.load_s)" if kind == "gang" else "it has no models")
+                )
+            if self.failures.any:
+                raise ValueError(f'failures do not go with service.discipline = "{kind}"')
+        if kind == "capacity" and (self.tasks.deadline == "drop" or self.service.max_wait_s is not None):
+            raise ValueError('service.discipline = "capacity" has no queue: no tasks.deadline = "drop", no max_wait_s')
+        most = max(server.gpus for server in self.servers)
+        for model in self.models:
+            if (kind == "gang") != bool(model.gangs):
+                raise ValueError(
+                    f'model {model.name!r}: models.gangs and service.discipline = "gang" need each other; '
+                    f"the discipline is {kind!r}"
+                )
+            if any(gang.gpus > most for gang in model.gangs):
+                raise ValueError(f"model {model.name!r} asks for more GPUs than any server has ({most})")
+            if model.square_work and self.tasks.step_options is not None:
+                raise ValueError("tasks.step_options needs work that is linear in the steps: no models.square_work")
+        return self
+
     @property
     def has_quality(self) -> bool:
         """Whether results have a quality."""
-        return self.tasks.kind == "catalogue" and all(model.quality is not None for model in self.models)
+        if self.tasks.kind != "catalogue":
+            return False
+        of_servers = not self.devices.local and all(server.quality is not None for server in self.servers)
+        return of_servers or all(model.quality is not None for model in self.models)
 
     @property
     def levels(self) -> int:
@@ -198,10 +237,20 @@ class Scenario(Section):
 
     def best_rate(self, server: Server) -> float:
         """Seconds of service per second of a server with as many tasks in service as it takes."""
+        if self.service.discipline == "capacity":
+            steps = self._popular(lambda model: model.steps.mean)
+            return (server.capacity or 0.0) / steps
+        if self.service.discipline == "gang":
+            return server.gpus / self._popular(lambda model: model.gpus_per_speed)
         if self.service.discipline != "batching":
             return float(server.gpus)
         limit = server.concurrency or server.gpus
         return limit / (1.0 + server.round_share * (limit - server.gpus) / server.gpus)
+
+    def _popular(self, value: Callable[[GenerationModel], float]) -> float:
+        """Mean over the catalogue by popularity."""
+        total = sum(model.popularity for model in self.models)
+        return sum(model.popularity * value(model) for model in self.models) / total
 
     @property
     def mean_work(self) -> float:
@@ -210,11 +259,9 @@ class Scenario(Section):
         if self.tasks.kind == "uniform":
             assert self.tasks.work is not None  # guaranteed by Tasks
             return self.tasks.work.mean * noise
-        total = sum(model.popularity for model in self.models)
         options = self.tasks.step_options
         steps = sum(options) / len(options) if options else None
-        work = sum(model.popularity * model.mean_work(steps) for model in self.models)
-        return work / total * noise
+        return self._popular(lambda model: model.mean_work(steps)) * noise
 
     @property
     def mean_bits_in(self) -> float:
@@ -222,8 +269,7 @@ class Scenario(Section):
         if self.tasks.kind == "uniform":
             assert self.tasks.bits_in is not None  # guaranteed by Tasks
             return self.tasks.bits_in.mean
-        total = sum(model.popularity for model in self.models)
-        return sum(model.popularity * model.bits_in.mean for model in self.models) / total
+        return self._popular(lambda model: model.bits_in.mean)
 
     @property
     def arrival_rate_per_s(self) -> float | None:

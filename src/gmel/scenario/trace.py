@@ -539,7 +539,11 @@ def _asked(
         fixed_work = np.asarray([entry.fixed_work for entry in models])[model]
         step_work = np.asarray([entry.step_work.mean if entry.step_work else 0.0 for entry in models])[model]
         bit_work = np.asarray([entry.work_per_bit.mean if entry.work_per_bit else 0.0 for entry in models])[model]
-        columns["work"] = images * (fixed_work + columns["steps"] * step_work) + columns["bits_in"] * bit_work
+        square_work = np.asarray([entry.square_work for entry in models])[model]
+        steps = columns["steps"].astype(np.float64)
+        columns["work"] = (
+            images * (fixed_work + steps * (step_work + steps * square_work)) + columns["bits_in"] * bit_work
+        )
     return columns
 
 

@@ -63,6 +63,9 @@ def costs(
         total = total + weights.energy * account.energy_j / weights.energy_scale_j
     if weights.quality and rows.quality is not None:
         total = total - weights.quality * jnp.where(served.dropped, 0.0, rows.quality)
+    if weights.loss:
+        done = (served.end_s - served.start_s) / jnp.where(rows.service_s > 0, rows.service_s, 1.0)
+        total = total + weights.loss * jnp.where(served.dropped, 1.0 - jnp.clip(done, 0.0, 1.0), 0.0)
     if weights.price:
         # What a server asks for a second of its work.
         per_s = plant.server_price[rows.server] * plant.server_speed[rows.server]
@@ -73,17 +76,17 @@ def costs(
 def other_costs_s(
     plant: Plant,
     deadline_s: Float[Array, "requests"],
-    quality: Float[Array, "requests"] | None,
-    paid: Float[Array, "requests options"],
-    energy_j: Float[Array, "requests options"],
-) -> Float[Array, "requests options"]:
+    quality: Float[Array, "requests qualities"] | None,
+    paid: Float[Array, "requests places"],
+    energy_j: Float[Array, "requests places"],
+) -> Float[Array, "requests places"]:
     """What each option costs beside its latency and the deadline, in seconds of latency at the weights of the
     reward."""
     weights = plant.switches.reward
     cost = weights.price * paid + weights.energy * energy_j / weights.energy_scale_j
     if quality is not None:
         missed = quality < plant.switches.least_quality
-        cost = cost + (weights.miss * missed - weights.quality * quality)[:, None]
+        cost = cost + weights.miss * missed - weights.quality * quality
     own_s = jnp.where(deadline_s > 0, deadline_s, 1.0)[:, None]
     scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
     return cost * scale_s / (weights.latency or 1.0)

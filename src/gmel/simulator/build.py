@@ -83,8 +83,15 @@ def replay_environment(scenario: Scenario, trace: Trace, source: str) -> Environ
 
 def _arrays(table: SlotTable, scenario: Scenario) -> TraceArrays:
     number = jnp.result_type(float)
-    steps, work_per_step = None, None
-    if scenario.has_quality or scenario.tasks.step_options:
+    steps, work_per_step, gang = None, None, None
+    if scenario.service.discipline == "gang":
+        # A trace knows nothing of gangs: its requests ask for them in turn, by weight.
+        u = np.random.default_rng(0).random(table.model.shape)
+        cdfs = [
+            np.cumsum([g.weight for g in model.gangs]) / sum(g.weight for g in model.gangs) for model in scenario.models
+        ]
+        gang = jnp.asarray(sum((table.model == m) * np.searchsorted(cdf, u) for m, cdf in enumerate(cdfs)), jnp.int32)
+    if scenario.has_quality or scenario.tasks.step_options or scenario.service.discipline == "capacity":
         steps = jnp.asarray(table.steps, number)
     if scenario.tasks.step_options:
         of_model = np.array([model.step_work.mean if model.step_work else 0.0 for model in scenario.models])
@@ -100,4 +107,5 @@ def _arrays(table: SlotTable, scenario: Scenario) -> TraceArrays:
         deadline_s=jnp.asarray(table.deadline_s, number),
         steps=steps,
         work_per_step=work_per_step,
+        gang=gang,
     )

@@ -7,21 +7,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu, local_queue
+from gmel.physics.queueing import Served, Servers, local_queue
 from gmel.physics.random import mix_seed
-from gmel.physics.sharing import SharedServers, Sharing, share
 from gmel.scenario.schema import Scenario
 from gmel.simulator.account import accounts, costs
 from gmel.simulator.arrivals import first_memory
+from gmel.simulator.broadcasts import announce, first_broadcasts
 from gmel.simulator.devices import device_speed, nothing_sent, remember
 from gmel.simulator.failures import next_speed
+from gmel.simulator.gangs import gang_of, no_gangs
 from gmel.simulator.levels import manner, split_action
-from gmel.simulator.links import backhaul_s, cells, download_time_s, draw_links, reach, transfer_s
+from gmel.simulator.links import draw_links
 from gmel.simulator.observation import observe
 from gmel.simulator.plant import Plant, build_plant
+from gmel.simulator.sending import send
+from gmel.simulator.service import serve
 from gmel.simulator.state import (
     Account,
-    Broadcasts,
+    Gangs,
     Observation,
     Outcome,
     Requests,
@@ -32,7 +35,7 @@ from gmel.simulator.state import (
     Uploads,
 )
 from gmel.simulator.traffic import TraceArrays, next_requests
-from gmel.simulator.uploads import in_cells, interrupt, keep, no_uploads
+from gmel.simulator.uploads import interrupt, keep, no_uploads
 
 __all__ = ["Afterstate", "Counterfactual", "Environment", "Projection", "seeds"]
 
@@ -84,6 +87,8 @@ class _Decided(NamedTuple):
     latency_s: Float[Array, "rows"]
     cost: Float[Array, "rows"]
     local_end_s: Float[Array, "requests"]
+    radio_end_s: Float[Array, "requests"]
+    gangs: Gangs | None
 
 
 class Environment(eqx.Module):
@@ -154,16 +159,13 @@ class Environment(eqx.Module):
             device_backlog_s=jnp.zeros(sizes.devices, free_s.dtype),
             servers=servers,
             uploads=no_uploads(sizes.uploads, free_s.dtype, sizes),
-            broadcasts=Broadcasts(
-                wait_s=jnp.zeros(ages, free_s.dtype),
-                uploads=jnp.zeros(ages, free_s.dtype),
-                resident=jnp.broadcast_to(servers.resident, (ages[0], *servers.resident.shape)),
-                up=jnp.ones(ages, bool) if sizes.failures is not None else None,
-            ),
+            broadcasts=first_broadcasts(self.plant, servers, ages[0]),
             sent=nothing_sent(ages[0] - 2, sizes.requests, sizes.servers, free_s.dtype),
             lost=jnp.zeros((), jnp.int32),
             speed=jnp.ones(sizes.servers, free_s.dtype) if sizes.failures is not None else None,
             arrivals=arrivals,
+            gangs=no_gangs(self.plant) if sizes.discipline == "gang" else None,
+            radio_backlog_s=jnp.zeros(sizes.devices, free_s.dtype) if sizes.radio.one_at_a_time else None,
         )
 
     def observe(self, state: State, fresh: bool = False) -> Observation:
@@ -226,13 +228,22 @@ class Environment(eqx.Module):
         reward = self._reward(state, decided)
         outcome = self._outcome(state, decided, final)
         in_flight, lost = keep(uploads, uploads.present & ~final, plant.switches.uploads, plant.slot_s)
+        # Which GPU is free for longest matters to gangs: there the time goes on, bounded so that float32 tells them
+        # apart.
+        least_s = 0.0 if decided.gangs is None else -1e4
         servers = Servers(
-            free_s=jnp.maximum(decided.servers.free_s - plant.slot_s, 0.0),
+            free_s=jnp.maximum(decided.servers.free_s - plant.slot_s, least_s),
             resident=decided.servers.resident,
             # Only the order of use matters; the bound keeps float32 exact for it however long an episode lasts.
             used_s=jnp.maximum(decided.servers.used_s - plant.slot_s, -1e4),
         )
         backlog_s = jnp.maximum(self._device_backlog(state, decided) - plant.slot_s, 0.0)
+        gangs, radio_backlog_s = decided.gangs, state.radio_backlog_s
+        if gangs is not None:
+            gangs = gangs._replace(head_s=jnp.maximum(gangs.head_s - plant.slot_s, -1e4))
+        if radio_backlog_s is not None:
+            busy_s = radio_backlog_s.at[state.requests.device].max(decided.radio_end_s)
+            radio_backlog_s = jnp.maximum(busy_s - plant.slot_s, 0.0)
         slot, trace_slot = state.slot + 1, state.trace_slot + 1
         speed = None
         if state.speed is not None:
@@ -252,11 +263,13 @@ class Environment(eqx.Module):
             device_backlog_s=backlog_s,
             servers=servers,
             uploads=in_flight,
-            broadcasts=_announce(state.broadcasts, servers, in_flight, speed),
+            broadcasts=announce(plant, state, servers, in_flight, speed, gangs),
             sent=self._remember(state, decided),
             lost=state.lost + lost,
             speed=speed,
             arrivals=arrivals,
+            gangs=gangs,
+            radio_backlog_s=radio_backlog_s,
         )
         return after, reward, outcome
 
@@ -268,43 +281,18 @@ class Environment(eqx.Module):
         local = requests.present & (place == 0)
         remote = requests.present & (place > 0)
         server = jnp.clip(place - 1, 0, sizes.servers - 1)
-        at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
-        cells_of = cells(plant, state.links, requests.device)
-        way = reach(requests, state.links, cells_of)
-        cell = server
-
-        def of_server(table: Float[Array, "requests servers"]) -> Float[Array, "requests"]:
-            return jnp.sum(jnp.where(at_server, table, 0.0), axis=1)
-
-        if cells_of is not None:
-            cell = jnp.take_along_axis(cells_of, server[:, None], axis=1)[:, 0]
-        users = jnp.ones(())
-        if sizes.radio.sharing == "equal":
-            at_cell = jnp.arange(sizes.servers)[None, :] == cell[:, None]
-            in_cell = jnp.sum(at_cell & remote[:, None], axis=0) + jnp.sum(
-                in_cells(state.uploads, sizes.servers), axis=0
-            )
-            users = jnp.sum(jnp.where(at_cell, in_cell[None, :], 0), axis=1).astype(way.snr.dtype)
-            users = jnp.maximum(users, 1.0)
-        link_bps = None if way.rate_bps is None else of_server(way.rate_bps)
-        outage_s, snr = of_server(way.outage_s), of_server(way.snr)
-        if how.power_ratio is not None:
-            snr = snr * how.power_ratio
-        active_s = transfer_s(
-            plant,
-            requests.size_bit,
-            snr,
-            of_server(way.fade),
-            users,
-            "uplink",
-            link_bps,
-        )
-        sent_s = active_s + outage_s
-        upload_s = sent_s if cells_of is None else sent_s + of_server(backhaul_s(plant, cells_of, requests.size_bit))
-        zero = jnp.zeros_like(upload_s)
+        way = send(plant, state, remote, server, how)
+        zero = jnp.zeros_like(way.ready_s)
         work = how.work * requests.noise
-        speed = of_server(jnp.broadcast_to(plant.server_speed, at_server.shape))
+        at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
+        speed = jnp.sum(jnp.where(at_server, plant.server_speed[None, :], 0.0), axis=1)
         own_speed = device_speed(plant, state.seed, requests.device)
+        gang = gang_of(plant, requests)
+        quality = how.quality
+        if quality is not None:
+            quality = (
+                quality[:, 0] if quality.shape[1] == 1 else jnp.take_along_axis(quality, place[:, None], axis=1)[:, 0]
+            )
         rows = Uploads(
             present=requests.present,
             device=requests.device.astype(jnp.int32),
@@ -313,22 +301,22 @@ class Environment(eqx.Module):
             row=jnp.arange(sizes.requests, dtype=jnp.int32),
             decided_s=zero,
             generated_s=requests.generated_s,
-            upload_start_s=jnp.where(local, 0.0, outage_s),
-            ready_s=jnp.where(local, 0.0, upload_s),
-            service_s=jnp.where(local, work / own_speed, work / speed),
+            upload_start_s=jnp.where(local, 0.0, way.start_s),
+            ready_s=jnp.where(local, 0.0, way.ready_s),
+            service_s=jnp.where(local, work / own_speed, work / (speed if gang is None else speed * gang.speedup)),
             model=requests.model.astype(jnp.int32),
-            load_s=requests.load_s,
-            download_s=jnp.where(local, 0.0, of_server(download_time_s(plant, requests, state.links, cells_of)))
-            if sizes.radio.download
-            else zero,
+            load_s=requests.load_s if gang is None else gang.load_s,
+            download_s=jnp.where(local, 0.0, way.download_s),
             deadline_s=requests.deadline_s,
             latency_s=zero,
             cost=zero,
             shared=None,
-            cell=None if cells_of is None else cell,
-            sent_s=None if cells_of is None else jnp.where(local, 0.0, sent_s),
-            quality=how.quality,
+            cell=way.cell,
+            sent_s=None if way.cell is None else jnp.where(local, 0.0, way.sent_s),
+            quality=quality,
             tx_power_w=how.tx_power_w,
+            units=how.steps if sizes.discipline == "capacity" else None,
+            gpus=None if gang is None else gang.gpus,
         )
         if state.uploads.shared is not None:
             rows = rows._replace(shared=SharedTask(rows.service_s, jnp.zeros_like(local), zero, zero))
@@ -338,7 +326,11 @@ class Environment(eqx.Module):
         latest_start_s = (
             merged.generated_s + merged.deadline_s if sizes.drop else jnp.full_like(merged.ready_s, jnp.inf)
         )
-        served, servers, merged = self._serve(state, merged, merged.present & ~is_local, latest_start_s)
+        if sizes.max_wait_s is not None:
+            latest_start_s = jnp.where(
+                is_local, latest_start_s, jnp.minimum(latest_start_s, merged.ready_s + sizes.max_wait_s)
+            )
+        served, servers, merged, gangs = serve(plant, state, merged, merged.present & ~is_local, latest_start_s)
         own = local_queue(
             local,
             requests.device,
@@ -368,57 +360,9 @@ class Environment(eqx.Module):
             latency_s=latency_s,
             cost=cost,
             local_end_s=jnp.where(local & ~own.dropped, own.end_s, 0.0),
+            radio_end_s=jnp.where(remote, way.sent_s, 0.0),
+            gangs=gangs,
         )
-
-    def _serve(
-        self, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
-    ) -> tuple[Served, Servers, Uploads]:
-        """Passes the offloaded tasks through the servers, by the discipline of the plant."""
-        plant, sizes = self.plant, self.plant.switches
-        memory_gb = plant.catalogue.memory_gb[: sizes.models]
-        if tasks.shared is None:
-            queued = Queued(
-                present=offloaded,
-                server=tasks.server,
-                ready_s=tasks.ready_s,
-                service_s=tasks.service_s,
-                model=tasks.model,
-                load_s=tasks.load_s,
-                latest_start_s=latest_start_s,
-            )
-            if sizes.gpus == 1 and not sizes.switching and not sizes.drop:
-                served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
-                return served, state.servers._replace(free_s=free_s[:, None]), tasks
-            served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb)
-            return served, servers, tasks
-        sharing = Sharing(
-            present=offloaded,
-            server=tasks.server,
-            ready_s=tasks.ready_s,
-            left_s=tasks.shared.left_s,
-            serving=tasks.shared.serving,
-            start_s=tasks.shared.start_s,
-            switch_s=tasks.shared.switch_s,
-            model=tasks.model,
-            load_s=tasks.load_s,
-            latest_start_s=latest_start_s,
-        )
-        at_work = SharedServers(
-            gpus=plant.server_gpus,
-            limit=plant.server_limit,
-            beta=plant.server_beta,
-            speed=jnp.ones_like(plant.server_speed) if state.speed is None else state.speed,
-            resident=state.servers.resident,
-            used_s=state.servers.used_s,
-        )
-        done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb)
-        # What the servers announce: seconds until the work that has arrived is done, at their best rate.
-        arrived = offloaded & (tasks.ready_s < plant.slot_s) & ~(done.end_s < plant.slot_s)
-        at_server = arrived[:, None] & (tasks.server[:, None] == jnp.arange(sizes.servers)[None, :])
-        left_s = jnp.sum(jnp.where(at_server, done.left_s[:, None], 0.0), axis=0) / plant.server_best_rate
-        servers = Servers((plant.slot_s + left_s)[:, None], done.resident, done.used_s)
-        shared = SharedTask(done.left_s, done.serving, done.start_s, done.switch_s)
-        return Served(done.start_s, done.switch_s, done.end_s, done.dropped), servers, tasks._replace(shared=shared)
 
     def _afterstate(self, decided: _Decided) -> Afterstate:
         """What the servers are left with when the slot ends."""
@@ -471,7 +415,9 @@ class Environment(eqx.Module):
             dropped=served.dropped,
             account=decided.account,
             server_wait_s=state.broadcasts.wait_s[0],
-            backlog_s=jnp.sum(jnp.where(jnp.isfinite(state.servers.free_s), state.servers.free_s, 0.0))
+            backlog_s=jnp.sum(
+                jnp.where(jnp.isfinite(state.servers.free_s), jnp.maximum(state.servers.free_s, 0.0), 0.0)
+            )
             + jnp.sum(state.device_backlog_s),
             quality=rows.quality,
         )
@@ -485,18 +431,6 @@ class Environment(eqx.Module):
         filled = jnp.cumsum(self.plant.catalogue.memory_gb[order])
         fits = filled[None, :] <= self.plant.server_memory_gb[:, None]
         return jnp.zeros((self.plant.switches.servers, models), bool).at[:, order].set(fits)
-
-
-def _announce(old: Broadcasts, servers: Servers, uploads: Uploads, speed: Float[Array, "servers"] | None) -> Broadcasts:
-    """What the servers say at the new slot start, in front of what they said before."""
-    at_server = in_cells(uploads, servers.free_s.shape[0])
-    fresh = Broadcasts(
-        wait_s=jnp.min(servers.free_s, axis=1),
-        uploads=jnp.sum(at_server, axis=0).astype(old.uploads.dtype),
-        resident=servers.resident,
-        up=None if speed is None else speed > 0,
-    )
-    return jax.tree.map(lambda new, before: jnp.concatenate([new[None], before[:-1]]), fresh, old)
 
 
 def seeds(first: int, count: int) -> UInt32[Array, "count 2"]:

@@ -20,8 +20,10 @@ class Manner(NamedTuple):
 
     work: Float[Array, "requests"]
     """Nominal work, without the noise."""
-    quality: Float[Array, "requests"] | None
-    """Of the result; None where it is not modelled."""
+    steps: Float[Array, "requests"] | None
+    """Denoising steps; None where nobody asks."""
+    quality: Float[Array, "requests qualities"] | None
+    """Of the result, one column where it is the same everywhere; None where it is not modelled."""
     tx_power_w: Float[Array, "requests"] | None
     """None where it cannot be chosen."""
     power_ratio: Float[Array, "requests"] | None
@@ -53,17 +55,17 @@ def manner(plant: Plant, requests: Requests, level: Int[Array, "requests"] | int
         assert steps is not None  # given with this switch
         quality = quality_of(plant, requests.model, steps)
     if not sizes.power_options_dbm:
-        return Manner(work, quality, None, None)
+        return Manner(work, steps, quality, None, None)
     powers_w = 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3)
     tx_power_w = jnp.broadcast_to(powers_w[level // max(1, choices)], work.shape)
-    return Manner(work, quality, tx_power_w, tx_power_w / plant.device_tx_power_w)
+    return Manner(work, steps, quality, tx_power_w, tx_power_w / plant.device_tx_power_w)
 
 
 def quality_of(
     plant: Plant, model: Int[Array, "requests"], steps: Float[Array, "requests"]
-) -> Float[Array, "requests"]:
+) -> Float[Array, "requests qualities"]:
     """Quality of a result (equation (13)); between whole numbers of steps linear."""
     table = plant.catalogue.quality
-    low = jnp.clip(jnp.floor(steps).astype(jnp.int32), 0, table.shape[1] - 2)
+    low = jnp.clip(jnp.floor(steps).astype(jnp.int32), 0, table.shape[2] - 2)
     part = jnp.clip(steps - low, 0.0, 1.0)
-    return table[model, low] * (1.0 - part) + table[model, low + 1] * part
+    return (table[:, model, low] * (1.0 - part) + table[:, model, low + 1] * part).T

@@ -20,6 +20,7 @@ __all__ = [
     "draw_fading",
     "draw_links",
     "draw_positions_m",
+    "interference",
     "least_snr",
     "reach",
     "reachable",
@@ -136,6 +137,26 @@ def backhaul_s(
         return jnp.zeros((bits.shape[0], servers), bits.dtype)
     forward_s = plant.backhaul_delay_s + bits[:, None] * plant.backhaul_s_per_bit
     return jnp.where(cell == jnp.arange(servers), 0.0, forward_s)
+
+
+def interference(
+    links: Links,
+    device: Int[Array, "rows"],
+    cell: Int[Array, "rows"],
+    sending: Bool[Array, "rows"],
+    power_ratio: Float[Array, "rows"] | None,
+) -> Float[Array, "servers"]:
+    """Mean power that each cell hears of the uploads to other cells, over its noise.
+
+    An upload puts its power on one of the N shares of its cell's band, so it hits a given share of another cell with
+    probability 1 / N at N times the density: on average its full-band SNR there. Fading of the interferers averages
+    out.
+    """
+    heard = links.uplink_snr[device]
+    if power_ratio is not None:
+        heard = heard * power_ratio[:, None]
+    elsewhere = sending[:, None] & (cell[:, None] != jnp.arange(heard.shape[1])[None, :])
+    return jnp.sum(jnp.where(elsewhere, heard, 0.0), axis=0)
 
 
 def visible(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Bool[Array, "requests servers"]:

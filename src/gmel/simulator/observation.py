@@ -8,10 +8,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from gmel.physics.energy import offload_energy_j, power_energy_j
 from gmel.simulator.account import other_costs_s
 from gmel.simulator.devices import device_speed, heard_age, sent_unseen_s
+from gmel.simulator.gangs import Wanted, gang_of, gangs_free_s, gangs_warm
 from gmel.simulator.levels import Manner, manner
 from gmel.simulator.links import Reach, backhaul_s, cells, download_time_s, reach, transfer_s, visible
 from gmel.simulator.plant import Plant
-from gmel.simulator.state import Observation, Requests, State
+from gmel.simulator.state import GangNews, Observation, Requests, State
 from gmel.simulator.uploads import on_their_way
 
 __all__ = ["observe"]
@@ -25,11 +26,15 @@ class _Seen(NamedTuple):
     cell: Int[Array, "requests servers"] | None
     users: Float[Array, "*requests servers"]
     """Sharers of the cell as last heard, the own upload included."""
-    wait_s: Float[Array, "servers"]
-    previous_s: Float[Array, "servers"]
+    interference: Float[Array, "*requests servers"] | float
+    """What the cell hears of the others as last heard, over its noise."""
+    gang: Wanted | None
+    wait_s: Float[Array, "*requests servers"]
+    previous_s: Float[Array, "*requests servers"]
     age: Int[Array, "servers"] | int
     switch_s: Float[Array, "requests servers"]
     download_s: Float[Array, "requests servers"]
+    radio_backlog_s: Float[Array, "requests"] | None
     own_s: Float[Array, "requests servers"]
     """Own work at the server that no broadcast shows yet."""
     backlog_s: Float[Array, "requests"]
@@ -68,7 +73,12 @@ def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
 def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
     requests, sizes = state.requests, plant.switches
     age = 0 if fresh else heard_age(plant, state.seed, state.slot)
-    wait_s = _at_age(state.broadcasts.wait_s, age)
+    wait_s, previous_s = _at_age(state.broadcasts.wait_s, age), _at_age(state.broadcasts.wait_s, age + 1)
+    gang = gang_of(plant, requests)
+    if gang is not None:
+        assert state.broadcasts.gangs is not None  # with gangs
+        news, older = (_of_age(state.broadcasts.gangs, a) for a in (age, age + 1))
+        wait_s, previous_s = gangs_free_s(news, gang), gangs_free_s(older, gang)
     if fresh:
         coming = on_their_way(state.uploads)[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
         work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
@@ -79,8 +89,16 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
     if sizes.radio.sharing == "equal":
         users = 1.0 + _at_age(state.broadcasts.uploads, age)
         users = users if cell is None else users[cell]
+    hears = 0.0
+    if state.broadcasts.interference is not None:
+        hears = _at_age(state.broadcasts.interference, age)
+        hears = hears if cell is None else hears[cell]
     zero = jnp.zeros_like(way.snr)
     switch_s = zero
+    if gang is not None:
+        assert state.broadcasts.gangs is not None
+        warm = gangs_warm(_of_age(state.broadcasts.gangs, age), gang, requests.model)
+        switch_s = jnp.where(warm, 0.0, gang.load_s[:, None])
     if sizes.switching:
         held = _at_age(state.broadcasts.resident, age)[:, requests.model].T
         switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
@@ -88,6 +106,8 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
     if cell is not None:
         # The way goes over the cell.
         usable = jnp.take_along_axis(usable, cell, axis=1)
+    if gang is not None:
+        usable = usable & (gang.gpus[:, None] <= plant.server_gpus)
     if state.broadcasts.up is not None:
         usable = usable & _at_age(state.broadcasts.up, age)
     # A row must have an option: without any usable server the device itself, whatever it takes.
@@ -102,11 +122,14 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
         way=way,
         cell=cell,
         users=users,
+        interference=hears,
+        gang=gang,
         wait_s=wait_s,
-        previous_s=_at_age(state.broadcasts.wait_s, age + 1),
+        previous_s=previous_s,
         age=age,
         switch_s=switch_s,
         download_s=download_time_s(plant, requests, state.links, cell) if sizes.radio.download else zero,
+        radio_backlog_s=None if state.radio_backlog_s is None else state.radio_backlog_s[requests.device],
         # With a fresh view nothing of the device's own is unseen.
         own_s=zero if fresh else sent_unseen_s(plant, state.sent, requests.device, age),
         backlog_s=state.device_backlog_s[requests.device],
@@ -123,11 +146,15 @@ def _at_level(
     requests, way, sizes = seen.requests, seen.way, plant.switches
     how = manner(plant, requests, level)
     snr = way.snr if how.power_ratio is None else way.snr * how.power_ratio[:, None]
+    if sizes.radio.interference:
+        snr = snr / (1.0 + seen.interference)
     sending_s = transfer_s(plant, requests.size_bit[:, None], snr, way.fade, seen.users, "uplink", way.rate_bps)
     upload_s = way.outage_s + sending_s
+    if seen.radio_backlog_s is not None:
+        upload_s = upload_s + seen.radio_backlog_s[:, None]
     if seen.cell is not None:
         upload_s = upload_s + backhaul_s(plant, seen.cell, requests.size_bit)
-    service_s, own_service_s = how.work[:, None] / plant.server_speed, how.work / seen.speed
+    service_s, own_service_s = _service_s(plant, seen, how), how.work / seen.speed
     zero, one = jnp.zeros_like(service_s), jnp.ones_like(requests.work)
     none = 0.0 * one
     at_server = [
@@ -157,6 +184,11 @@ def _at_level(
     return places, jnp.concatenate([fits[:, None], seen.usable], axis=1)
 
 
+def _service_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests servers"]:
+    service_s = how.work[:, None] / plant.server_speed
+    return service_s if seen.gang is None else service_s / seen.gang.speedup[:, None]
+
+
 def _other_costs_s(
     plant: Plant,
     seen: _Seen,
@@ -165,7 +197,7 @@ def _other_costs_s(
     upload_s: Float[Array, "requests servers"],
 ) -> Float[Array, "requests places"]:
     """What each place costs beside the expected latency."""
-    service_s = how.work[:, None] / plant.server_speed
+    service_s = _service_s(plant, seen, how)
     latency_s = jnp.maximum(upload_s, seen.wait_s) + seen.switch_s + service_s + seen.download_s
     energy_j = offload_energy_j(
         tx_power_w=plant.device_tx_power_w if how.tx_power_w is None else how.tx_power_w[:, None],
@@ -186,6 +218,10 @@ def _other_costs_s(
         jnp.concatenate([jnp.zeros_like(paid[:, :1]), paid], axis=1),
         jnp.concatenate([own_energy_j[:, None], energy_j], axis=1),
     )
+
+
+def _of_age(news: GangNews, age: Int[Array, "servers"] | int) -> GangNews:
+    return GangNews(*(_at_age(field, age) for field in news))
 
 
 def _at_age(

@@ -5,6 +5,7 @@ Switches and sizes are static: what a scenario does not use is not in the compil
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
-from gmel.scenario.schema import Arrivals, Choice, Failures, Radio, Reward, Scenario
+from gmel.scenario.quality import Quality
+from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Radio, Reward, Scenario
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
@@ -34,6 +36,10 @@ class Switches:
     """How many broadcasts a device may have to look back through (more than one where they get lost)."""
     broadcast_loss: float
     catalogue: bool
+    discipline: str
+    on_overload: Literal["crash", "reject"]
+    max_wait_s: float | None
+    places: bool
     shared: bool
     """Whether tasks are followed until they end (`physics/sharing.py`): servers share their time, or fail."""
     failures: Failures | None
@@ -72,8 +78,13 @@ class Catalogue(eqx.Module):
     step_work_high: Float[Array, "models"]
     bit_work_low: Float[Array, "models"]
     bit_work_high: Float[Array, "models"]
-    quality: Float[Array, "models steps"]
-    """Quality at 0, 1, 2, ... steps; no columns where it is not modelled."""
+    square_work: Float[Array, "models"]
+    quality: Float[Array, "places models steps"]
+    """Quality at 0, 1, 2, ... steps; no columns where it is not modelled; one place where it is the same everywhere."""
+    gang_cdf: Float[Array, "models gangs"]
+    gang_gpus: Int[Array, "models gangs"]
+    gang_speedup: Float[Array, "models gangs"]
+    gang_load_s: Float[Array, "models gangs"]
     fixed_work: Float[Array, "models"]
     steps: Float[Array, "models choices"]
     steps_cdf: Float[Array, "models choices"]
@@ -101,6 +112,12 @@ class Plant(eqx.Module):
     server_gpus: Float[Array, "servers"]
     server_limit: Float[Array, "servers"]
     """Most tasks in service at once (infinite: no limit); with FIFO the GPUs."""
+    server_places: Float[Array, "servers"]
+    """Most tasks there at once (infinite: no limit)."""
+    server_capacity: Float[Array, "servers"]
+    """Steps in progress that it can hold (discipline `capacity`)."""
+    mean_service_s: Float[Array, ""]
+    """Service time of a mean request at a mean server."""
     server_beta: Float[Array, "servers"]
     """Share of a denoising round that grows with the batch (see `physics/sharing.py`)."""
     server_best_rate: Float[Array, "servers"]
@@ -143,7 +160,8 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     uploads = (
         scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows, radio.sharing == "equal")
     )
-    shared = scenario.service.discipline != "fifo" or scenario.failures.any
+    service = scenario.service
+    shared = service.discipline not in ("fifo", "gang") or scenario.failures.any or service.max_wait_s is not None
     age, loss = scenario.slot.broadcast_age_slots, scenario.slot.broadcast_loss
     switches = Switches(
         devices=scenario.devices.count,
@@ -157,6 +175,10 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         heard_ages=1 + (math.ceil(math.log(_UNHEARD) / math.log(loss)) if loss else 0),
         broadcast_loss=loss,
         catalogue=tasks.kind == "catalogue",
+        discipline=service.discipline,
+        on_overload=service.on_overload,
+        max_wait_s=service.max_wait_s,
+        places=any(server.places for server in scenario.servers),
         shared=shared,
         failures=scenario.failures if scenario.failures.any else None,
         switching=scenario.switching,
@@ -180,9 +202,9 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     )
     gpus = np.array([server.gpus for server in scenario.servers], float)
     limit, beta = gpus, np.zeros_like(gpus)
-    if scenario.service.discipline != "fifo":
+    if service.discipline in ("sharing", "batching"):
         limit = np.array([server.concurrency or np.inf for server in scenario.servers], float)
-        sharing = scenario.service.discipline == "sharing"
+        sharing = service.discipline == "sharing"
         beta = np.array([1.0 if sharing else server.round_share for server in scenario.servers])
     weights = np.arange(1, scenario.devices.count + 1, dtype=float) ** -scenario.arrivals.device_skew
     work, bits = tasks.work, tasks.bits_in
@@ -196,6 +218,9 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         server_speed=array([server.speed for server in scenario.servers]),
         server_gpus=array(gpus),
         server_limit=array(limit),
+        server_places=array([server.places or np.inf for server in scenario.servers]),
+        server_capacity=array([server.capacity or 1.0 for server in scenario.servers]),
+        mean_service_s=array(scenario.mean_work / np.mean([server.speed for server in scenario.servers])),
         server_beta=array(beta),
         server_best_rate=array([scenario.best_rate(server) for server in scenario.servers]),
         server_memory_gb=array([server.memory_gb for server in scenario.servers]),
@@ -244,13 +269,19 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
 
     steps, steps_cdf = _choices([model.steps for model in models])
     images, images_cdf = _choices([model.images for model in models])
+    gangs = _gangs(models)
     return Catalogue(
         model_cdf=jnp.asarray(_cdf(np.array([model.popularity for model in models] or [1.0]))),
         step_work_low=column([model.step_work.low if model.step_work else 0.0 for model in models], 1.0),
         step_work_high=column([model.step_work.high if model.step_work else 0.0 for model in models], 1.0),
         bit_work_low=column([model.work_per_bit.low if model.work_per_bit else 0.0 for model in models], 0.0),
         bit_work_high=column([model.work_per_bit.high if model.work_per_bit else 0.0 for model in models], 0.0),
-        quality=_quality(scenario) if scenario.has_quality else jnp.zeros((max(1, len(models)), 0)),
+        square_work=column([model.square_work for model in models], 0.0),
+        quality=_quality(scenario) if scenario.has_quality else jnp.zeros((1, max(1, len(models)), 0)),
+        gang_cdf=gangs[0],
+        gang_gpus=gangs[1].astype(jnp.int32),
+        gang_speedup=gangs[2],
+        gang_load_s=gangs[3],
         fixed_work=column([model.fixed_work for model in models], 0.0),
         steps=steps,
         steps_cdf=steps_cdf,
@@ -269,26 +300,43 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
     )
 
 
-def _quality(scenario: Scenario) -> Float[Array, "models steps"]:
+def _quality(scenario: Scenario) -> Float[Array, "places models steps"]:
     """Quality of each model at 0, 1, 2, ... steps, up to the most that anybody can ask for."""
     asked = [steps for model in scenario.models for steps in model.steps.values]
     most = max(asked + (scenario.tasks.step_options or []))
     steps = jnp.arange(math.ceil(most) + 2, dtype=float)
-    rows: list[Float[Array, "steps"]] = []
-    for model in scenario.models:
-        law = model.quality
-        assert law is not None  # of every model, or quality is not modelled
-        match law.law:
-            case "piecewise":
-                row = piecewise_quality(steps, law.first_steps, law.last_steps, law.first, law.last)
-            case "log":
-                row = logarithmic_quality(
-                    steps, law.first_steps, law.last_steps, law.scale, law.base, law.offset, law.last
-                )
-            case "power":
-                row = power_law_quality(steps, law.first_steps, law.limit, law.factor, law.exponent)
-        rows.append(row)
-    return jnp.stack(rows)
+    everywhere = [model.quality for model in scenario.models]
+    if not any(server.quality for server in scenario.servers):
+        return jnp.stack([_quality_at(law, steps) for law in everywhere])[None]
+    places = [everywhere, *([server.quality or law for law in everywhere] for server in scenario.servers)]
+    return jnp.stack([jnp.stack([_quality_at(law, steps) for law in laws]) for laws in places])
+
+
+def _quality_at(law: Quality | None, steps: Float[Array, "steps"]) -> Float[Array, "steps"]:
+    if law is None:  # of a place where nothing runs
+        return jnp.zeros_like(steps)
+    match law.law:
+        case "piecewise":
+            return piecewise_quality(steps, law.first_steps, law.last_steps, law.first, law.last)
+        case "log":
+            return logarithmic_quality(
+                steps, law.first_steps, law.last_steps, law.scale, law.base, law.offset, law.last
+            )
+        case "power":
+            return power_law_quality(steps, law.first_steps, law.limit, law.factor, law.exponent)
+
+
+def _gangs(models: list[GenerationModel]) -> list[Float[Array, "models gangs"]]:
+    """Ways to run each model as padded tables: cumulative probability, GPUs, speed-up, load time."""
+    width = max((len(model.gangs) for model in models), default=0)
+    tables = np.ones((4, max(1, len(models)), width))
+    for row, model in enumerate(models):
+        for column, gang in enumerate(model.gangs):
+            tables[1:, row, column] = gang.gpus, gang.speedup, gang.load_s
+        tables[0, row, : len(model.gangs)] = _cdf(np.array([gang.weight for gang in model.gangs] or [1.0]))[
+            : len(model.gangs)
+        ]
+    return [jnp.asarray(table) for table in tables]
 
 
 def _choices(laws: list[Choice]) -> tuple[Float[Array, "models choices"], Float[Array, "models choices"]]:

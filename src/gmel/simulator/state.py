@@ -12,6 +12,8 @@ __all__ = [
     "TASK_FEATURES",
     "Account",
     "Broadcasts",
+    "GangNews",
+    "Gangs",
     "Links",
     "Observation",
     "Outcome",
@@ -112,6 +114,8 @@ class Requests(NamedTuple):
     """Denoising steps asked for; only where there is a quality or steps can be chosen."""
     work_per_step: Float[Array, "*slots requests"] | None = None
     """Part of the work that one step costs; only where steps can be chosen."""
+    gang: Int[Array, "*slots requests"] | None = None
+    """Which of the gangs of its model it asks for; only with gangs."""
 
 
 class Links(NamedTuple):
@@ -165,6 +169,10 @@ class Uploads(NamedTuple):
     """Quality of the result, where it is modelled."""
     tx_power_w: Float[Array, "uploads"] | None = None
     """Transmit power, where it can be chosen."""
+    units: Float[Array, "uploads"] | None = None
+    """Part of the capacity of its server that it takes, where servers have one."""
+    gpus: Int[Array, "uploads"] | None = None
+    """GPUs that it needs at once, with gangs."""
 
 
 class Broadcasts(NamedTuple):
@@ -175,6 +183,29 @@ class Broadcasts(NamedTuple):
     resident: Bool[Array, "ages servers models"]
     up: Bool[Array, "ages servers"] | None = None
     """Whether the server was up; only with failures."""
+    gangs: "GangNews | None" = None
+    """What is known of the GPUs one by one; only with gangs."""
+    interference: Float[Array, "ages servers"] | None = None
+    """What its cell hears of the others, over its noise; only with interference."""
+
+
+class GangNews(NamedTuple):
+    """What a server says of its GPUs."""
+
+    free_s: Float[Array, "ages servers gpus"]
+    """Time until 1, 2, ... GPUs are free for the next task (absent: infinite)."""
+    size: Int[Array, "ages servers gpus"]
+    """Size of the loaded group of each GPU, 0 for none."""
+    model: Int[Array, "ages servers gpus"]
+    """Model that it holds."""
+
+
+class Gangs(NamedTuple):
+    """The loaded groups of GPUs (see `gmel.physics.gang`)."""
+
+    head_s: Float[Array, "servers"]
+    group: Int[Array, "servers gpus"]
+    group_model: Int[Array, "servers gpus"]
 
 
 class Sent(NamedTuple):
@@ -207,6 +238,9 @@ class State(NamedTuple):
     """Relative speed of each server in this slot (0: down); only with failures or stragglers."""
     arrivals: Float[Array, ""] | None = None
     """What the law of the arrivals remembers (`gmel.simulator.arrivals`)."""
+    gangs: Gangs | None = None
+    radio_backlog_s: Float[Array, "devices"] | None = None
+    """Until when each device still sends; only where it sends one task at a time."""
 
 
 class Reward(NamedTuple):

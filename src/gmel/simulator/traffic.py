@@ -28,6 +28,7 @@ class TraceArrays(eqx.Module):
     deadline_s: Float[Array, "*slots requests"]
     steps: Float[Array, "*slots requests"] | None = None
     work_per_step: Float[Array, "*slots requests"] | None = None
+    gang: Int[Array, "*slots requests"] | None = None
 
 
 def next_requests(
@@ -61,6 +62,7 @@ def next_requests(
             deadline_s=trace.deadline_s[at],
             steps=None if trace.steps is None else trace.steps[at],
             work_per_step=None if trace.work_per_step is None else trace.work_per_step[at],
+            gang=None if trace.gang is None else trace.gang[at],
         )
     fade, outage_s = draw_fading(plant, seed, slot, drawn.device, links.uplink_snr[drawn.device])
     one = jnp.ones_like(drawn.work)
@@ -86,6 +88,7 @@ def next_requests(
         outage_s=outage_s,
         steps=drawn.steps,
         work_per_step=drawn.work_per_step,
+        gang=drawn.gang,
     )
     return requests, memory
 
@@ -104,7 +107,7 @@ def _draw(
     """
     sizes, catalogue = plant.switches, plant.catalogue
     bits = hash_bits(seed, slot, RNG_REQUEST, rows)
-    asked, work_per_step = None, None
+    asked, work_per_step, gang = None, None, None
     arrived: Arrived = draw_arrivals(
         sizes.arrivals, plant.arrivals, seed, slot, plant.slot_s, uniform(bits.y), sizes.devices, memory
     )
@@ -116,8 +119,10 @@ def _draw(
         step_work = catalogue.step_work_low[model]
         if sizes.step_work_varies:
             step_work = step_work + (catalogue.step_work_high[model] - step_work) * uniform(content.w)
-        work = images * (catalogue.fixed_work[model] + steps * step_work)
-        asked = steps if sizes.quality or sizes.step_options else None
+        work = images * (catalogue.fixed_work[model] + steps * (step_work + steps * catalogue.square_work[model]))
+        asked = steps if sizes.quality or sizes.step_options or sizes.discipline == "capacity" else None
+        if sizes.discipline == "gang":
+            gang = pick(catalogue.gang_cdf[model], uniform(hash_bits(seed, slot, RNG_DEADLINE, rows).y))
         work_per_step = images * step_work if sizes.step_options else None
         low, high = catalogue.bits_low[model], catalogue.bits_high[model]
         bits_out = images * catalogue.bits_out[model]
@@ -146,6 +151,7 @@ def _draw(
         deadline_s=deadline_s,
         steps=asked,
         work_per_step=work_per_step,
+        gang=gang,
     )
     return drawn, arrived.memory
 

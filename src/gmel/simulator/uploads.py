@@ -39,6 +39,8 @@ def no_uploads(count: int, dtype: jnp.dtype, sizes: Switches) -> Uploads:
         sent_s=number if sizes.routed else None,
         quality=number if sizes.quality else None,
         tx_power_w=number if sizes.power_options_dbm else None,
+        units=number if sizes.discipline == "capacity" else None,
+        gpus=index if sizes.discipline == "gang" else None,
     )
 
 

@@ -1,0 +1,156 @@
+"""The tasks pass through their servers, by the discipline of the plant."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gmel.physics.capacity import Hosting, host
+from gmel.physics.gang import GangQueued, GangServers, fifo_gangs
+from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu
+from gmel.physics.sharing import SharedServers, Sharing, share
+from gmel.simulator.plant import Plant
+from gmel.simulator.state import Gangs, SharedTask, State, Uploads
+
+__all__ = ["Service", "serve"]
+
+
+class Service(NamedTuple):
+    """What became of the tasks if nobody decides later, and the servers at the end of the slot."""
+
+    served: Served
+    servers: Servers
+    tasks: Uploads
+    """With what is known of those that are not done."""
+    gangs: Gangs | None
+
+
+def serve(
+    plant: Plant,
+    state: State,
+    tasks: Uploads,
+    offloaded: Bool[Array, "rows"],
+    latest_start_s: Float[Array, "rows"],
+) -> Service:
+    """Passes the offloaded tasks through the servers (equations (6)-(8))."""
+    match plant.switches.discipline:
+        case "capacity":
+            return _host(plant, tasks, offloaded)
+        case "gang":
+            return _gangs(plant, state, tasks, offloaded, latest_start_s)
+        case _ if tasks.shared is None:
+            return _first_in_first_out(plant, state, tasks, offloaded, latest_start_s)
+        case _:
+            return _share(plant, state, tasks, offloaded, latest_start_s)
+
+
+def _first_in_first_out(
+    plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+) -> Service:
+    sizes = plant.switches
+    queued = Queued(
+        present=offloaded,
+        server=tasks.server,
+        ready_s=tasks.ready_s,
+        service_s=tasks.service_s,
+        model=tasks.model,
+        load_s=tasks.load_s,
+        latest_start_s=latest_start_s,
+    )
+    if sizes.gpus == 1 and not sizes.switching and not sizes.drop and sizes.max_wait_s is None:
+        served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
+        return Service(served, state.servers._replace(free_s=free_s[:, None]), tasks, None)
+    memory_gb = plant.catalogue.memory_gb[: sizes.models]
+    served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb)
+    return Service(served, servers, tasks, None)
+
+
+def _share(
+    plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+) -> Service:
+    assert tasks.shared is not None  # with this discipline
+    sizes = plant.switches
+    sharing = Sharing(
+        present=offloaded,
+        server=tasks.server,
+        ready_s=tasks.ready_s,
+        left_s=tasks.shared.left_s,
+        serving=tasks.shared.serving,
+        start_s=tasks.shared.start_s,
+        switch_s=tasks.shared.switch_s,
+        model=tasks.model,
+        load_s=tasks.load_s,
+        latest_start_s=latest_start_s,
+    )
+    at_work = SharedServers(
+        gpus=plant.server_gpus,
+        limit=plant.server_limit,
+        beta=plant.server_beta,
+        speed=jnp.ones_like(plant.server_speed) if state.speed is None else state.speed,
+        resident=state.servers.resident,
+        used_s=state.servers.used_s,
+        places=plant.server_places if sizes.places else None,
+    )
+    memory_gb = plant.catalogue.memory_gb[: sizes.models]
+    done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb)
+    # What the servers announce: seconds until the work that has arrived is done, at their best rate.
+    arrived = offloaded & (tasks.ready_s < plant.slot_s) & ~(done.end_s < plant.slot_s)
+    at_server = arrived[:, None] & (tasks.server[:, None] == jnp.arange(sizes.servers)[None, :])
+    left_s = jnp.sum(jnp.where(at_server, done.left_s[:, None], 0.0), axis=0) / plant.server_best_rate
+    return Service(
+        Served(done.start_s, done.switch_s, done.end_s, done.dropped),
+        Servers((plant.slot_s + left_s)[:, None], done.resident, done.used_s),
+        tasks._replace(shared=SharedTask(done.left_s, done.serving, done.start_s, done.switch_s)),
+        None,
+    )
+
+
+def _host(plant: Plant, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Service:
+    """Servers with a capacity in place of a queue: what does not fit crashes them, or is rejected."""
+    assert tasks.shared is not None  # with this discipline
+    assert tasks.units is not None
+    sizes = plant.switches
+    hosting = Hosting(
+        present=offloaded,
+        server=tasks.server,
+        ready_s=tasks.ready_s,
+        units=tasks.units,
+        service_s=tasks.service_s,
+        running=tasks.shared.serving,
+        start_s=tasks.shared.start_s,
+    )
+    done = host(hosting, plant.server_capacity, plant.slot_s, sizes.on_overload)
+    # What the servers announce: the part of their capacity in use, as so many seconds of mean service.
+    at_server = done.running[:, None] & (tasks.server[:, None] == jnp.arange(sizes.servers)[None, :])
+    used = jnp.sum(jnp.where(at_server, tasks.units[:, None], 0.0), axis=0) / plant.server_capacity
+    busy_s = used * plant.mean_service_s
+    left_s = jnp.maximum(done.start_s + tasks.service_s - plant.slot_s, 0.0)
+    none = jnp.zeros((sizes.servers, 0), busy_s.dtype)
+    return Service(
+        Served(done.start_s, jnp.zeros_like(done.start_s), done.end_s, done.lost),
+        Servers((plant.slot_s + busy_s)[:, None], none > 0, none),
+        tasks._replace(shared=SharedTask(left_s, done.running, done.start_s, jnp.zeros_like(done.start_s))),
+        None,
+    )
+
+
+def _gangs(
+    plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+) -> Service:
+    """Tasks that need several GPUs at once, with warm and cold starts."""
+    assert state.gangs is not None  # with this discipline
+    assert tasks.gpus is not None
+    queued = GangQueued(
+        present=offloaded,
+        server=tasks.server,
+        ready_s=tasks.ready_s,
+        service_s=tasks.service_s,
+        gpus=tasks.gpus,
+        model=tasks.model,
+        load_s=tasks.load_s,
+        latest_start_s=latest_start_s,
+    )
+    before = GangServers(state.servers.free_s, *state.gangs)
+    served, after = fifo_gangs(before, queued, plant.slot_s)
+    servers = state.servers._replace(free_s=after.free_s)
+    return Service(served, servers, tasks, Gangs(after.head_s, after.group, after.group_model))
