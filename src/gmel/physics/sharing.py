@@ -128,8 +128,9 @@ def share(
     horizon_s = jnp.asarray(horizon_s, tasks.ready_s.dtype)
     first = _Clock(
         now_s=jnp.zeros_like(servers.speed),
-        waiting=tasks.present & ~tasks.serving & (tasks.ready_s <= 0),
-        coming=tasks.present & ~tasks.serving & (tasks.ready_s > 0),
+        # What arrives at this very instant has yet to be let in.
+        waiting=tasks.present & ~tasks.serving & (tasks.ready_s < 0),
+        coming=tasks.present & ~tasks.serving & (tasks.ready_s >= 0),
         serving=tasks.present & tasks.serving,
         left_s=tasks.left_s,
         start_s=tasks.start_s,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Choice, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 from gmel.scenario.quality import Quality
 
 __all__ = ["Arrivals", "Burst", "DayCycle", "Gang", "GenerationModel", "LoadTime", "Tasks"]
