@@ -157,11 +157,11 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     """Arrays and switches of a scenario; `requests` overrides the rows of the request table (for traces)."""
     rows = requests if requests is not None else request_capacity(scenario)
     radio, tasks = scenario.radio, scenario.tasks
-    uploads = (
-        scenario.max_uploads if scenario.max_uploads is not None else default_uploads(rows, radio.sharing == "equal")
-    )
     service = scenario.service
     shared = service.discipline not in ("fifo", "gang") or scenario.failures.any or service.max_wait_s is not None
+    uploads = scenario.max_uploads
+    if uploads is None:
+        uploads = default_uploads(rows, radio.sharing == "equal", shared or radio.one_at_a_time)
     age, loss = scenario.slot.broadcast_age_slots, scenario.slot.broadcast_loss
     switches = Switches(
         devices=scenario.devices.count,
@@ -251,13 +251,16 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     )
 
 
-def default_uploads(requests: int, sharing: bool) -> int:
+def default_uploads(requests: int, crowded: bool, followed: bool) -> int:
     """Rows of the table of uploads in flight, at least eight.
 
     Half a slot's largest number of requests where a link is its own; where uploads share a cell, a crowd slows itself
-    down and stays: four slots' worth.
+    down and stays: four slots' worth. Where tasks are followed until they end, or wait at their device to be sent:
+    eight, at least 64.
     """
-    return max(8, 4 * requests if sharing else (requests + 1) // 2)
+    if followed:
+        return max(64, 8 * requests)
+    return max(8, 4 * requests if crowded else (requests + 1) // 2)
 
 
 def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalogue:
