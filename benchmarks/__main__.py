@@ -30,16 +30,25 @@ from rich.table import Table
 Row = dict[str, Any]
 
 SCENARIO = "hall-20x5"
+LARGE = "factory-xl"
 CAPTION = (
     "An agent decision is one device in one slot, with a request or without: 20 a slot. A request decided is a row "
     "that is present: {requests:.2f} a slot (load 0.7). Actions are random, hashed inside the compiled loop (PCG4D, "
-    "the simulator's own generator); NumPy draws its own. No observation is made unless the row says so. us/slot is "
-    "that of one environment. Ratio: decisions per processor second over those of one NumPy environment; processor "
-    "time, because the clock of a shared machine measures the neighbours too."
+    "the simulator's own generator); NumPy and SimPy draw theirs with NumPy. No observation is made unless the row "
+    "says so. us/slot is that of one environment. x NumPy, x SimPy: decisions per processor second over those of one "
+    "environment in NumPy and in SimPy; processor time, because the clock of a shared machine measures the neighbours "
+    "too."
+)
+LARGE_CAPTION = (
+    "Both plants in turn in one process; actions are random over the device itself and the servers it may choose. "
+    "us/slot is that of one environment, by the clock. us/request and ns/decision: processor time of a step over the "
+    "requests decided in it, and over its agent decisions (device x slot); ratio: over the least of hall-20x5. State: "
+    "bytes of all arrays of one environment."
 )
 # Slots of one timed call, by number of environments: about the same work in each.
 SLOTS = {1: 4000, 64: 256, 1024: 32, 8192: 4}
-TARGETS = {"simulator": 2e6, "training": 80e3}
+# The same for the two plants side by side: (environments, slots).
+LARGE_CASES = {SCENARIO: ((64, 512), (1024, 64)), LARGE: ((1, 200), (16, 50), (64, 32))}
 # No table of the simulator has this number (see physics/random.py).
 RNG_ACTION = 200
 
@@ -67,12 +76,16 @@ def speed(what: str, slots: int, requests: float, devices: int, wall_s: float, c
         "decisions_per_s": devices * slots / wall_s,
         "decisions_per_cpu_s": devices * slots / cpu_s,
         "requests_per_s": requests / wall_s,
+        "requests_per_cpu_s": requests / cpu_s,
         "requests_per_slot": requests / slots,
     }
 
 
-def simulator_scan(slots: int, observe: bool) -> tuple[Any, Any]:
-    """The environment, and a function of a batch of states: `slots` slots with random actions."""
+def simulator_scan(slots: int, observe: bool, name: str = SCENARIO) -> tuple[Any, Any]:
+    """The environment, and a function of a batch of states: `slots` slots with random actions.
+
+    A second argument of it, where it is given, are the options of each device (`options_of_devices`).
+    """
     import jax
     import jax.numpy as jnp
 
@@ -81,12 +94,14 @@ def simulator_scan(slots: int, observe: bool) -> tuple[Any, Any]:
     from gmel.simulator.environment import Environment
     from gmel.simulator.state import State
 
-    environment = Environment.from_scenario(load_scenario(SCENARIO))
-    options = environment.servers + 1
+    environment = Environment.from_scenario(load_scenario(name))
 
-    def one(state: State) -> tuple[State, tuple[jax.Array, jax.Array, jax.Array]]:
+    def one(state: State, of_device: jax.Array | None) -> tuple[State, tuple[jax.Array, jax.Array, jax.Array]]:
         word = hash_bits(state.seed, state.slot, RNG_ACTION, jnp.arange(environment.requests)).x
+        options = environment.servers + 1 if of_device is None else of_device.shape[1]
         action = ((word >> 16) * options >> 16).astype(jnp.int32)
+        if of_device is not None:
+            action = of_device[state.requests.device, action]
         seen = jnp.zeros(())
         if observe:
             observation = environment.observe(state)
@@ -95,14 +110,39 @@ def simulator_scan(slots: int, observe: bool) -> tuple[Any, Any]:
         after, reward, _ = environment.step(state, action)
         return after, (jnp.sum(state.requests.present), reward.team, seen)
 
-    def scan(states: State) -> tuple[State, tuple[jax.Array, jax.Array, jax.Array]]:
+    def scan(states: State, of_device: jax.Array | None = None) -> tuple[State, tuple[jax.Array, jax.Array, jax.Array]]:
         def slot(states: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array, jax.Array]]:
-            after, (present, reward, seen) = jax.vmap(one)(states)
+            after, (present, reward, seen) = jax.vmap(one)(states, of_device)
             return after, (jnp.sum(present), jnp.sum(reward), jnp.sum(seen))
 
         return jax.lax.scan(slot, states, length=slots)
 
     return environment, scan
+
+
+def options_of_devices(environment: Any, states: Any) -> Any:
+    """Options of each device of a batch of states: itself and the servers it may choose, as many as the scenario says.
+
+    None where every device may choose every server.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from gmel.simulator.links import visible
+
+    most = environment.plant.switches.radio.visible_servers
+    if most is None or most >= environment.servers:
+        return None
+    devices = jnp.arange(environment.plant.switches.devices)
+
+    def of_state(state: Any) -> Any:
+        can = visible(environment.plant, state.links, devices)
+        # The servers that can be chosen first; a device with fewer has others behind them.
+        server = jnp.argsort(~can, axis=1, stable=True)[:, :most]
+        option = jnp.where(jnp.take_along_axis(can, server, axis=1), server + 1, 0)
+        return jnp.concatenate([jnp.zeros((devices.shape[0], 1), jnp.int32), option.astype(jnp.int32)], axis=1)
+
+    return jax.jit(lambda states: jax.lax.map(of_state, states))(states)
 
 
 def measure_simulator(quick: bool) -> list[Row]:
@@ -165,6 +205,72 @@ def measure_numpy(quick: bool) -> list[Row]:
         wall_s, cpu_s = timed(run_batched, repeats)
         name = f"NumPy, {count:,} environments, vectorised"
         rows.append({**speed(name, steps * count, decided, devices, wall_s, cpu_s), "environments": count})
+    return rows
+
+
+def measure_simpy(quick: bool) -> list[Row]:
+    """The same model in SimPy, one environment, event by event."""
+    from gmel.scenario.load import load_scenario
+
+    what = "SimPy, 1 environment"
+    try:
+        from benchmarks.simpy_environment import SimpyEnvironment
+    except ModuleNotFoundError as error:
+        if error.name != "simpy":
+            raise
+        return [{"what": what, "missing": "SimPy is not installed: make env"}]
+    scenario = load_scenario(SCENARIO)
+    slots = 500 if quick else 2000
+    decided = 0
+
+    def run() -> None:
+        nonlocal decided
+        environment = SimpyEnvironment(scenario, seed=0)
+        environment.run(environment.random_slots(slots))
+        decided = len(environment.finished)
+
+    wall_s, cpu_s = timed(run, 2 if quick else 5)
+    return [{**speed(what, slots, decided, scenario.devices.count, wall_s, cpu_s), "environments": 1}]
+
+
+def measure_large(quick: bool) -> list[Row]:
+    """A large plant beside the small one, in turn: work of a decision, memory of an environment."""
+    import jax
+
+    from gmel.simulator.environment import seeds
+
+    cases: list[tuple[Row, Callable[[], Any]]] = []
+    for name, sizes in LARGE_CASES.items():
+        for count, slots in sizes[-1:] if quick else sizes:
+            environment, scan = simulator_scan(slots, observe=False, name=name)
+            states = jax.jit(jax.vmap(environment.reset))(seeds(0, count))
+            options = options_of_devices(environment, states)
+            run = jax.jit(scan)
+            states, _ = jax.block_until_ready(run(states, options))
+            plant = environment.plant.switches
+            row: Row = {
+                "what": f"{name} x {count:,}",
+                "scenario": name,
+                "environments": count,
+                "devices": plant.devices,
+                "servers": plant.servers,
+                "table_rows": {"requests": plant.requests, "uploads": plant.uploads},
+                "slots": slots * count,
+                "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(states)) // count,
+            }
+            cases.append((row, lambda run=run, states=states, options=options: run(states, options)))
+    times: list[list[tuple[float, float]]] = [[] for _ in cases]
+    for _ in range(2 if quick else 5):
+        for (_, call), seen in zip(cases, times, strict=True):
+            began, used = time.perf_counter(), time.process_time()
+            jax.block_until_ready(call())
+            seen.append((time.perf_counter() - began, time.process_time() - used))
+    rows: list[Row] = []
+    for (row, call), seen in zip(cases, times, strict=True):
+        after, (present, _, _) = call()
+        wall_s, cpu_s = statistics.median(wall for wall, _ in seen), min(cpu for _, cpu in seen)
+        measured = speed(row["what"], row["slots"], float(present.sum()), row["devices"], wall_s, cpu_s)
+        rows.append({**row, **measured, "lost": int(after.lost.sum())})
     return rows
 
 
@@ -271,15 +377,20 @@ def measure_memory(quick: bool) -> list[Row]:
     from gmel.scenario.load import load_scenario
     from gmel.simulator.environment import Environment, seeds
 
-    environment = Environment.from_scenario(load_scenario(SCENARIO))
-    state = jax.tree.map(lambda leaf: leaf[0], jax.jit(jax.vmap(environment.reset))(seeds(0, 1)))
-    parts = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for name, part in state._asdict().items()}
-    return [{"what": "state of one environment", "bytes": sum(parts.values()), "parts": parts}]
+    rows: list[Row] = []
+    for name in (SCENARIO, LARGE):
+        environment = Environment.from_scenario(load_scenario(name))
+        state = jax.tree.map(lambda leaf: leaf[0], jax.jit(jax.vmap(environment.reset))(seeds(0, 1)))
+        parts = {part: sum(leaf.nbytes for leaf in jax.tree.leaves(of)) for part, of in state._asdict().items()}
+        rows.append({"what": f"state of {name}", "bytes": sum(parts.values()), "parts": parts})
+    return rows
 
 
 SECTIONS: dict[str, Callable[[bool], list[Row]]] = {
     "numpy": measure_numpy,
+    "simpy": measure_simpy,
     "simulator": measure_simulator,
+    "large": measure_large,
     "training": measure_training,
     "compile": measure_compile,
     "memory": measure_memory,
@@ -312,31 +423,131 @@ def run_section(name: str, quick: bool) -> list[Row]:
 
 def speed_table(results: dict[str, list[Row]]) -> Table | None:
     """Rates of the simulators and of training, side by side."""
-    rows = [(section, row) for section in ("numpy", "simulator", "training") for row in results.get(section, [])]
-    if not rows:
+    sections = ("numpy", "simpy", "simulator", "training")
+    rows = [(section, row) for section in sections for row in results.get(section, [])]
+    timed_rows = [(section, row) for section, row in rows if "missing" not in row]
+    if not timed_rows:
         return None
-    base = results["numpy"][0]["decisions_per_cpu_s"] if "numpy" in results else None
-    requests = next((row["requests_per_slot"] for section, row in reversed(rows) if section != "numpy"), None)
-    requests = rows[0][1]["requests_per_slot"] if requests is None else requests
+    # Drawn requests differ a little by section; the compiled environments have the most slots.
+    counts = {section: row["requests_per_slot"] for section, row in timed_rows}
+    requests = counts.get("simulator", next(iter(counts.values())))
     table = Table(title=f"Speed on {SCENARIO}", caption=CAPTION.format(requests=requests), caption_justify="left")
     table.add_column("", no_wrap=True)
-    for name in ("decisions/s", "per CPU s", "requests/s", "us/slot", "ratio", "peak MB", "aim/s"):
+    for name in ("decisions/s", "per CPU s", "requests/s", "us/slot", "x NumPy", "x SimPy", "peak MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for section, row in rows:
+        if "missing" in row:
+            table.add_row(f"{row['what']}: {row['missing']}")
+            continue
         # What simulates and learns is no environment: its ratio would compare unlike things.
-        ratio = "" if base is None or section == "training" else f"{row['decisions_per_cpu_s'] / base:.1f}"
-        aim = TARGETS.get(section)
+        bases = [None if section == "training" else base_row(results, base) for base in ("numpy", "simpy")]
+        ratios = [row["decisions_per_cpu_s"] / base["decisions_per_cpu_s"] if base else None for base in bases]
         table.add_row(
             row["what"],
             f"{row['decisions_per_s']:,.0f}",
             f"{row['decisions_per_cpu_s']:,.0f}",
             f"{row['requests_per_s']:,.0f}",
             f"{1e6 * row['wall_s'] / row['slots']:.2f}",
-            ratio,
+            *("" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
             f"{row['peak_bytes'] / 1e6:,.0f}",
-            f"{aim:,.0f}" if aim and row.get("environments", 1024) == 1024 and "observed" not in row["what"] else "",
         )
     return table
+
+
+def base_row(results: dict[str, list[Row]], section: str) -> Row | None:
+    """The single environment of a section that others are compared with."""
+    return next((row for row in results.get(section, []) if "missing" not in row), None)
+
+
+def large_table(results: dict[str, list[Row]]) -> Table | None:
+    """The large plant beside the small one."""
+    rows = results.get("large")
+    if not rows:
+        return None
+    table = Table(title=f"{LARGE} beside {SCENARIO}", caption=LARGE_CAPTION, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    columns = ("decisions/s", "requests/s", "us/slot", "us/request", "ratio", "ns/decision", "ratio", "state")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        ratios = {
+            rate: best(rows, rate, SCENARIO) / row[rate] for rate in ("requests_per_cpu_s", "decisions_per_cpu_s")
+        }
+        table.add_row(
+            row["what"],
+            f"{row['decisions_per_s']:,.0f}",
+            f"{row['requests_per_s']:,.0f}",
+            f"{1e6 * row['wall_s'] / row['slots']:.2f}",
+            f"{1e6 / row['requests_per_cpu_s']:.2f}",
+            f"{ratios['requests_per_cpu_s']:.2f}",
+            f"{1e9 / row['decisions_per_cpu_s']:.0f}",
+            f"{ratios['decisions_per_cpu_s']:.2f}",
+            f"{row['state_bytes']:,}",
+        )
+    return table
+
+
+def best(rows: list[Row], rate: str, scenario: str | None = None) -> float:
+    """The highest rate of the rows (of a scenario)."""
+    return max(row[rate] for row in rows if scenario is None or row["scenario"] == scenario)
+
+
+def aims(results: dict[str, list[Row]]) -> list[Row]:
+    """What is aimed at and what was measured. Rates are those of the number of environments with the highest.
+
+    `clock` and `processor` hold figures by time on the clock, on all cores of the machine, and by processor time.
+    """
+    found: list[Row] = []
+
+    def add(what: str, aim: float, clock: float, processor: float, *, at_most: bool = False) -> None:
+        measured = {"clock": clock, "processor": processor}
+        met = {name: value <= aim if at_most else value >= aim for name, value in measured.items()}
+        found.append({"what": what, "aim": aim, "at_most": at_most, **measured, "met": met})
+
+    # What is observed is more than the others do.
+    plain = [row for row in results.get("simulator", []) if "observed" not in row["what"]]
+    rates = ("decisions_per_s", "decisions_per_cpu_s")
+    if plain:
+        add(f"decisions/s, {SCENARIO}", 5e6, *(best(plain, rate) for rate in rates))
+        for section, name, aim in (("simpy", "SimPy", 100.0), ("numpy", "NumPy, one environment", 30.0)):
+            base = base_row(results, section)
+            if base is not None:
+                add(f"decisions/s over those of {name}", aim, *(best(plain, rate) / base[rate] for rate in rates))
+    rows = results.get("large", [])
+    for what, unit in (("requests", "request decided"), ("decisions", "agent decision")) if rows else ():
+        ratios = [
+            best(rows, rate, SCENARIO) / best(rows, rate, LARGE) for rate in (f"{what}_per_s", f"{what}_per_cpu_s")
+        ]
+        add(f"time per {unit}, {LARGE} over {SCENARIO}", 2.0, *ratios, at_most=True)
+    for row in results.get("training", []):
+        add("decisions/s in training", 80e3, row["decisions_per_s"], row["decisions_per_cpu_s"])
+    return found
+
+
+def aims_table(found: list[Row]) -> Table | None:
+    """Aims, with met or not met."""
+    if not found:
+        return None
+    table = Table(title=f"Aims, on {cores()} cores")
+    table.add_column("", no_wrap=True)
+    for name in ("aim", "by the clock", "", "by processor time", ""):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for entry in found:
+        cells: list[str] = []
+        for name in ("clock", "processor"):
+            cells += [figure(entry[name]), "met" if entry["met"][name] else "not met"]
+        table.add_row(entry["what"], f"{'<=' if entry['at_most'] else '>='} {figure(entry['aim'])}", *cells)
+    return table
+
+
+def cores() -> int | None:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def figure(value: float) -> str:
+    """A rate without decimals, a ratio with two."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def other_table(results: dict[str, list[Row]]) -> Table | None:
@@ -368,22 +579,23 @@ def other_table(results: dict[str, list[Row]]) -> Table | None:
     return table
 
 
-def write(results: dict[str, list[Row]], quick: bool, load: tuple[float, float], out: Path) -> None:
+def write(results: dict[str, list[Row]], found: list[Row], quick: bool, load: tuple[float, float], out: Path) -> None:
     """Writes the results with what is needed to read them; a reader never sees half a file."""
     import jax
     import numpy as np
 
     content = {
-        "schema": 1,
+        "schema": 2,
         "scenario": SCENARIO,
         "quick": quick,
         "when": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load_average": {"before": load[0], "after": load[1]},
         "machine": platform.machine(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "numpy": np.__version__,
+        "aims": found,
         "sections": results,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -427,14 +639,15 @@ def main() -> int:
     after = os.getloadavg()[0]
     # Outside a terminal nothing may be cut off: the table is as wide as it is.
     console = Console() if sys.stdout.isatty() else Console(width=130)
-    for table in (speed_table(results), other_table(results)):
+    found = aims(results)
+    for table in (speed_table(results), large_table(results), other_table(results), aims_table(found)):
         if table is not None:
             console.print(table)
     console.print(
         f"load average {before:.1f} before, {after:.1f} after; above the number of cores, wall times are late"
     )
     out: Path = options.out or Path("runs") / "benchmarks" / f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
-    write(results, options.quick, (before, after), out)
+    write(results, found, options.quick, (before, after), out)
     console.print(f"written to {out}", highlight=False, soft_wrap=True)
     return 0
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gmel.scenario.schema import Scenario
 
-__all__ = ["BatchedNumpyEnvironment", "BatchedRequests", "Finished", "NumpyEnvironment", "SlotRequests"]
+__all__ = ["BatchedNumpyEnvironment", "BatchedRequests", "Finished", "Model", "NumpyEnvironment", "SlotRequests"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -27,8 +27,8 @@ Booleans = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class _Model:
-    """The numbers of a scenario that the two environments need."""
+class Model:
+    """The numbers of a scenario that the environments need."""
 
     devices: int
     slot_s: float
@@ -45,7 +45,7 @@ class _Model:
     clip: float
 
     @classmethod
-    def of(cls, scenario: Scenario) -> "_Model":
+    def of(cls, scenario: Scenario) -> "Model":
         """The numbers of `scenario`.
 
         Raises:
@@ -83,6 +83,20 @@ class _Model:
             latency_weight=reward.latency,
             latency_scale_s=reward.latency_scale_s,
             clip=reward.clip,
+        )
+
+    def draw_snr(self, random: np.random.Generator) -> Floats:
+        """Mean SNR of each link, devices x servers."""
+        return 10 ** (0.1 * random.uniform(*self.snr_db, (self.devices, len(self.server_speed))))
+
+    def draw(self, random: np.random.Generator) -> "SlotRequests":
+        """Random requests of a slot."""
+        count = int(random.poisson(self.rate_per_slot))
+        return SlotRequests(
+            device=random.integers(0, self.devices, count),
+            work=random.uniform(*self.work, count),
+            size_bit=random.uniform(*self.size_bit, count),
+            fade=random.exponential(size=(count, len(self.server_speed))),
         )
 
 
@@ -127,27 +141,22 @@ class NumpyEnvironment:
     """Mean SNR of each link, devices x servers; drawn where it is not given."""
     slot: int = field(default=0, init=False)
     flying: list[_Task] = field(default_factory=list, init=False)
+    server_free_s: list[float] = field(default_factory=list, init=False)
+    """Time until each server is free, tasks whose upload has ended counted: what the servers announce."""
 
     def __post_init__(self) -> None:
-        self._model = model = _Model.of(self.scenario)
+        self._model = model = Model.of(self.scenario)
         self._random = np.random.default_rng(self.seed)
         if self.snr is None:
-            self.snr = 10 ** (0.1 * self._random.uniform(*model.snr_db, (model.devices, len(model.server_speed))))
+            self.snr = model.draw_snr(self._random)
         self._snr = self.snr
         self._speed: list[float] = model.server_speed.tolist()
-        self._server_free_s = [0.0] * len(self._speed)
+        self.server_free_s = [0.0] * len(self._speed)
         self._device_free_s = [0.0] * model.devices
 
     def draw(self) -> SlotRequests:
         """Random requests of a slot."""
-        model, random = self._model, self._random
-        count = int(random.poisson(model.rate_per_slot))
-        return SlotRequests(
-            device=random.integers(0, model.devices, count),
-            work=random.uniform(*model.work, count),
-            size_bit=random.uniform(*model.size_bit, count),
-            fade=random.exponential(size=(count, len(self._speed))),
-        )
+        return self._model.draw(self._random)
 
     def random_actions(self, requests: SlotRequests) -> Integers:
         """An option of each request: 0 the device itself, j server j - 1."""
@@ -175,7 +184,7 @@ class NumpyEnvironment:
         reward -= self._serve(finished)
         slot_s = model.slot_s
         self._device_free_s = [max(free_s - slot_s, 0.0) for free_s in self._device_free_s]
-        self._server_free_s = [max(free_s - slot_s, 0.0) for free_s in self._server_free_s]
+        self.server_free_s = [max(free_s - slot_s, 0.0) for free_s in self.server_free_s]
         for task in self.flying:
             task.ready_s -= slot_s
             task.waited_s += slot_s
@@ -186,7 +195,7 @@ class NumpyEnvironment:
         """Uploads pass through their servers in order of completion; returns the change of the projected cost."""
         self.flying.sort(key=lambda task: task.ready_s)
         # Those that end after the slot are only projected: a later task may still overtake them.
-        free_s = self._server_free_s.copy()
+        free_s = self.server_free_s.copy()
         still: list[_Task] = []
         change = 0.0
         for task in self.flying:
@@ -197,7 +206,7 @@ class NumpyEnvironment:
             change += cost - task.cost
             task.latency_s, task.cost = latency_s, cost
             if task.ready_s < self._model.slot_s:
-                self._server_free_s[task.server] = end_s
+                self.server_free_s[task.server] = end_s
                 finished.append(Finished(task.slot, task.row, latency_s))
             else:
                 still.append(task)
@@ -237,7 +246,7 @@ class BatchedNumpyEnvironment:
 
     def __init__(self, scenario: Scenario, environments: int, seed: int, snr: Floats | None = None) -> None:
         """`snr`: mean SNR of each link, environments x devices x servers; drawn where it is not given."""
-        self._model = model = _Model.of(scenario)
+        self._model = model = Model.of(scenario)
         self._random = np.random.default_rng(seed)
         servers = len(model.server_speed)
         if snr is None:

@@ -96,10 +96,12 @@ def test_flat_rows_by_hand() -> None:
     state = reset(environment, jnp.asarray(seed_words(SEED)))
     seen, scale = observe(environment, state), scale_of(PLANT)
     # Work 0.5 ... 2 on three servers with 6 work units/s; 1 ... 8 Mbit.
-    assert scale == pytest.approx((1.25 / 2.0, 4.5e6, 1.25))
+    assert tuple(scale[:3]) == pytest.approx((1.25 / 2.0, 4.5e6, 1.25))
+    # Its reward counts energy: one column more for each option.
+    assert scale.other_costs
     rows = np.asarray(flat.flat_rows(seen, scale))
-    columns = {name: rows[:, at] for at, name in enumerate(flat.flat_columns(4))}
-    assert rows.shape[1] == len(columns) == flat.flat_width(4)
+    columns = {name: rows[:, at] for at, name in enumerate(flat.flat_columns(4, scale.other_costs))}
+    assert rows.shape[1] == len(columns) == flat.flat_width(4, scale.other_costs)
     present = np.asarray(seen.present)
     assert 0 < present.sum() < len(present)
     assert not rows[~present].any()

@@ -92,7 +92,7 @@ def test_jaxmarl_reset_state_and_spaces(marl: GmelMultiAgentEnv) -> None:
     assert bool(marl.action_space("device_0").contains(3))
     assert not bool(marl.action_space("device_0").contains(4))
     box = marl.observation_space("device_0")
-    assert box.shape == (flat.flat_width(4),)
+    assert box.shape == (flat.flat_width(4, other_costs=True),)
     assert bool(box.contains(box.sample(jax.random.key(0))))
     two = GmelMultiAgentEnv(PLANT, slots=SLOTS, requests_per_device=2)
     assert two.action_space("device_0").shape == (2,)
@@ -124,7 +124,7 @@ def forward(weights: dict[str, jax.Array], x: jax.Array, mask: jax.Array) -> tup
 def ippo(marl: GmelMultiAgentEnv, updates: int, count: int = 32, steps: int = 16) -> np.ndarray:
     """Independent PPO with shared weights in the manner of PureJaxRL: team reward per update and environment slot."""
     optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(3e-3))
-    weights = shared_network(jax.random.key(0), flat.flat_width(4))
+    weights = shared_network(jax.random.key(0), flat.flat_width(4, other_costs=True))
 
     def stacked(tree: dict[str, jax.Array]) -> jax.Array:
         return jnp.stack([tree[agent] for agent in marl.agents], axis=1)

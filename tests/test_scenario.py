@@ -213,7 +213,7 @@ def scenario_data_with(place: tuple[str | int, ...], value: float) -> str:
         inner = table.get(step) if isinstance(table, dict) else table[step]
         if not isinstance(inner, dict | list) or not inner:
             # A number that may be a range, or a list or a section that is not there.
-            inner = {"low": 1.0, "high": 2.0} if place[-1] in ("low", "high") else {}
+            inner = {"low": 1.0, "high": 2.0} if following in ("low", "high") else {}
             if isinstance(following, int):
                 inner = [1.0] if following == place[-1] else [{"gpus": 1}]
             table[step] = inner

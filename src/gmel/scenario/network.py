@@ -4,9 +4,32 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Finite, Positive, Section, Spread
+from gmel.scenario.laws import Finite, Positive, Range, Section, Spread
 
-__all__ = ["Radio"]
+__all__ = ["Mobility", "Radio"]
+
+
+class Mobility(Section):
+    """Devices that move. Line of sight and shadowing change with the place, correlated along the way (TR 38.901).
+
+    `waypoint`: random waypoint in the hall, from its stationary law; a speed for each leg, a pause at its end. `route`:
+    device i drives round the closed route i mod routes at a speed of its own.
+    """
+
+    kind: Literal["waypoint", "route"] = "waypoint"
+    speed_m_s: Spread = Spread(low=0.5, high=2.0)
+    pause_s: Range = Range(low=0.0, high=0.0)
+    routes_m: tuple[tuple[tuple[Finite, Finite], ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.kind == "route") != (self.routes_m is not None):
+            raise ValueError('routes_m and kind = "route" need each other')
+        if self.routes_m is not None and not all(2 <= len(route) <= 256 for route in self.routes_m or ((),)):
+            raise ValueError("routes_m needs routes, each of 2 to 256 corners")
+        if self.kind == "route" and self.pause_s.high > 0:
+            raise ValueError('pause_s is for kind = "waypoint": on a route nobody stops')
+        return self
 
 
 class Radio(Section):
@@ -22,6 +45,9 @@ class Radio(Section):
     the best mean link; with `wired` and `fixed` server i mod J of device i), from where the task is forwarded
     (`servers.backhaul_bps`, `servers.backhaul_delay_s`). `visible_servers`: a device can choose that many servers
     only, those with its best links.
+
+    `fading`: none; Rayleigh, anew for each slot (`block`) or correlated from slot to slot as at `fading_speed_m_s`
+    (`ar1`, for short slots), held for an upload; or its mean over an upload (`ergodic`, for slots of seconds).
 
     `interference`: all cells use one band, and each hears the mean power of the uploads to the others as noise.
     `one_at_a_time`: a device sends one task after the other.
@@ -51,7 +77,8 @@ class Radio(Section):
     rate: Literal["shannon", "truncated-shannon", "nr-mcs"] = "nr-mcs"
     uplink_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     downlink_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    fading: Literal["none", "block", "ergodic"] = "ergodic"
+    fading: Literal["none", "block", "ar1", "ergodic"] = "ergodic"
+    fading_speed_m_s: Annotated[float, Field(ge=0, le=1000)] = 0.8
     floor: Literal["clip", "outage"] = "outage"
     floor_snr_db: Finite = -5.0
     sharing: Literal["none", "equal"] = "equal"
@@ -72,6 +99,10 @@ class Radio(Section):
             raise ValueError(f'rate_bps is for model = "fixed", not {self.model!r}')
         if self.efficiency_cap is not None and self.rate != "shannon":
             raise ValueError(f'efficiency_cap is for rate = "shannon"; {self.rate!r} has a cap of its own')
+        if self.fading == "ar1" and self.floor == "outage":
+            raise ValueError(
+                'fading = "ar1" needs floor = "clip": how long an outage lasts follows from the fading itself'
+            )
         if self.interference and self.model in ("fixed", "wired"):
             raise ValueError(f"interference needs a radio; model = {self.model!r} has none")
         if self.one_at_a_time and self.sharing == "equal":

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from gmel.scenario.compute import Failures, Server, Service
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
 from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
-from gmel.scenario.network import Radio
+from gmel.scenario.network import Mobility, Radio
 
 __all__ = [
     "Arrivals",
@@ -23,6 +23,7 @@ __all__ = [
     "Failures",
     "GenerationModel",
     "LoadTime",
+    "Mobility",
     "Radio",
     "Range",
     "Reward",
@@ -65,7 +66,8 @@ class Devices(Section):
     """The devices: alike but for where they stand (`positions_m`, else drawn for each episode) and what they need.
 
     A range of `speed` is drawn for each device and episode. Without `local` a device cannot run tasks itself. With
-    `power_options_dbm` it chooses its transmit power with the place, in place of `tx_power_dbm`.
+    `power_options_dbm` it chooses its transmit power with the place, in place of `tx_power_dbm`. With `battery_j` it
+    has a battery, drawn for each device, from which its tasks and `standby_power_w` take; when empty it asks no more.
     """
 
     count: int = Field(ge=1, le=100_000)
@@ -77,6 +79,9 @@ class Devices(Section):
     power_options_dbm: list[Finite] | None = Field(default=None, min_length=1, max_length=8)
     memory_gb: NonNegative = 0.0
     positions_m: list[tuple[Finite, Finite]] | None = None
+    mobility: Mobility | None = None
+    battery_j: Spread | None = None
+    standby_power_w: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _placed(self) -> Self:
@@ -305,10 +310,17 @@ class Scenario(Section):
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         radio = self.radio
+        if self.devices.mobility is not None:
+            if not radio.placed:
+                raise ValueError(f'devices.mobility needs radio.model "inf" or "log-distance", not {radio.model!r}')
+            if self.devices.positions_m is not None:
+                raise ValueError("devices.mobility and devices.positions_m exclude each other")
+        if self.devices.standby_power_w > 0 and self.devices.battery_j is None:
+            raise ValueError("devices.standby_power_w needs devices.battery_j")
         if not any(server.cell for server in self.servers):
             raise ValueError("servers: at least one needs a cell")
         always = radio.model in ("fixed", "wired") or (
-            radio.floor == "clip" and (radio.fading == "block" or radio.rate == "shannon")
+            radio.floor == "clip" and (radio.fading in ("block", "ar1") or radio.rate == "shannon")
         )
         if not self.devices.local and not always:
             raise ValueError(

@@ -8,7 +8,7 @@ from gmel.physics.queueing import Served
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Account, Uploads
 
-__all__ = ["accounts", "costs", "other_costs_s"]
+__all__ = ["accounts", "costs", "device_energy_j", "other_costs_s"]
 
 
 def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Served) -> Account:
@@ -42,6 +42,16 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
         switch_s=switch_s,
     )
     return parts._replace(energy_j=jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server))
+
+
+def device_energy_j(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], account: Account) -> Float[Array, "rows"]:
+    """The part of a task's energy that its device spends: computing, or sending and then waiting for the result."""
+    tx_power_w = plant.device_tx_power_w if rows.tx_power_w is None else rows.tx_power_w
+    sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), account.upload_s)
+    idle_s = account.latency_s - account.wait_to_slot_s
+    sent_j = energy.power_energy_j(tx_power_w, sending_s)
+    away_j = sent_j + energy.idle_energy_j(plant.device_idle_power_w, idle_s, sending_s)
+    return jnp.where(local, energy.power_energy_j(plant.device_power_w, account.service_s), away_j)
 
 
 def costs(

@@ -7,7 +7,7 @@ from gmel.physics.random import hash_bits, uniform
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Requests, Sent, Uploads
 
-__all__ = ["device_speed", "heard_age", "nothing_sent", "remember", "sent_unseen_s"]
+__all__ = ["device_speed", "discharge", "first_battery_j", "heard_age", "nothing_sent", "remember", "sent_unseen_s"]
 
 RNG_DEVICES, RNG_BROADCASTS = 5, 6
 
@@ -21,6 +21,25 @@ def device_speed(plant: Plant, seed: UInt32[Array, "2"], device: Int[Array, "row
         return low
     u = uniform(hash_bits(seed, jnp.zeros((), jnp.int32), RNG_DEVICES, device).x)
     return low + (plant.device_speed_high - low) * u
+
+
+def first_battery_j(plant: Plant, seed: UInt32[Array, "2"]) -> Float[Array, "devices"] | None:
+    """Energy in each battery at the reset; None where devices have a line."""
+    law = plant.switches.battery_j
+    if law is None:
+        return None
+    devices = jnp.arange(plant.switches.devices)
+    u = uniform(hash_bits(seed, jnp.zeros((), jnp.int32), RNG_DEVICES, devices).y)
+    return law.low + (law.high - law.low) * u
+
+
+def discharge(
+    plant: Plant, battery_j: Float[Array, "devices"], requests: Requests, spent_j: Float[Array, "requests"]
+) -> Float[Array, "devices"]:
+    """Batteries a slot later. What a task will take is taken when it is decided, as projected then."""
+    taken_j = jnp.where(requests.present, spent_j, 0.0)
+    after_j = battery_j.at[requests.device].add(-taken_j) - plant.switches.standby_power_w * plant.slot_s
+    return jnp.maximum(after_j, 0.0)
 
 
 def heard_age(plant: Plant, seed: UInt32[Array, "2"], slot: Int[Array, ""]) -> Int[Array, "servers"] | int:

@@ -10,14 +10,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from gmel.physics.queueing import Served, Servers, local_queue
 from gmel.physics.random import mix_seed
 from gmel.scenario.schema import Scenario
-from gmel.simulator.account import accounts, costs
+from gmel.simulator.account import accounts, costs, device_energy_j
 from gmel.simulator.arrivals import first_memory
 from gmel.simulator.broadcasts import announce, first_broadcasts
-from gmel.simulator.devices import device_speed, nothing_sent, remember
+from gmel.simulator.devices import device_speed, discharge, first_battery_j, nothing_sent, remember
 from gmel.simulator.failures import next_speed
 from gmel.simulator.gangs import gang_of, no_gangs
 from gmel.simulator.levels import manner, split_action
-from gmel.simulator.links import draw_links
+from gmel.simulator.motion import first_scene, next_scene
 from gmel.simulator.observation import observe
 from gmel.simulator.plant import Plant, build_plant
 from gmel.simulator.sending import send
@@ -88,6 +88,8 @@ class _Decided(NamedTuple):
     cost: Float[Array, "rows"]
     local_end_s: Float[Array, "requests"]
     radio_end_s: Float[Array, "requests"]
+    device_energy_j: Float[Array, "requests"] | None
+    """What each request takes from the battery of its device, as projected; only with batteries."""
     gangs: Gangs | None
 
 
@@ -130,7 +132,7 @@ class Environment(eqx.Module):
         """An empty plant with its first requests. `trace_slot` is where a trace starts."""
         sizes = self.plant.switches
         seed = mix_seed(seed)
-        links = draw_links(self.plant, seed)
+        links, motion = first_scene(self.plant, seed)
         slot = jnp.zeros((), jnp.int32)
         trace_slot = jnp.asarray(trace_slot, jnp.int32)
         absent = jnp.arange(sizes.gpus)[None, :] >= self.plant.server_gpus[:, None]
@@ -166,6 +168,8 @@ class Environment(eqx.Module):
             arrivals=arrivals,
             gangs=no_gangs(self.plant) if sizes.discipline == "gang" else None,
             radio_backlog_s=jnp.zeros(sizes.devices, free_s.dtype) if sizes.radio.one_at_a_time else None,
+            motion=motion,
+            battery_j=first_battery_j(self.plant, seed),
         )
 
     def observe(self, state: State, fresh: bool = False) -> Observation:
@@ -249,16 +253,19 @@ class Environment(eqx.Module):
         if state.speed is not None:
             speed = next_speed(plant, state.seed, slot, state.speed)
             in_flight = interrupt(in_flight, speed, plant.switches.failures)
+        links, motion = next_scene(plant, state.seed, slot, state.links, state.motion)
         arrivals = state.arrivals
         if requests is None:
-            requests, arrivals = next_requests(
-                plant, self.trace, state.seed, slot, trace_slot, state.links, state.arrivals
-            )
+            requests, arrivals = next_requests(plant, self.trace, state.seed, slot, trace_slot, links, arrivals)
+        battery_j = None
+        if state.battery_j is not None and decided.device_energy_j is not None:
+            battery_j = discharge(plant, state.battery_j, state.requests, decided.device_energy_j)
+            requests = requests._replace(present=requests.present & (battery_j[requests.device] > 0))
         after = State(
             seed=state.seed,
             slot=slot,
             trace_slot=trace_slot,
-            links=state.links,
+            links=links,
             requests=requests,
             device_backlog_s=backlog_s,
             servers=servers,
@@ -270,6 +277,8 @@ class Environment(eqx.Module):
             arrivals=arrivals,
             gangs=gangs,
             radio_backlog_s=radio_backlog_s,
+            motion=motion,
+            battery_j=battery_j,
         )
         return after, reward, outcome
 
@@ -362,6 +371,9 @@ class Environment(eqx.Module):
             local_end_s=jnp.where(local & ~own.dropped, own.end_s, 0.0),
             radio_end_s=jnp.where(remote, way.sent_s, 0.0),
             gangs=gangs,
+            device_energy_j=None
+            if state.battery_j is None
+            else device_energy_j(plant, merged, is_local, account)[sizes.uploads :],
         )
 
     def _afterstate(self, decided: _Decided) -> Afterstate:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.physics import channel, radio
+from gmel.physics.mobility import fading_power
 from gmel.physics.random import hash_bits, normal, uniform
 from gmel.scenario.schema import Radio
 from gmel.simulator.plant import Plant
@@ -22,6 +23,8 @@ __all__ = [
     "draw_positions_m",
     "interference",
     "least_snr",
+    "links_from",
+    "pair_numbers",
     "reach",
     "reachable",
     "transfer_s",
@@ -32,10 +35,16 @@ __all__ = [
 RNG_LINKS, RNG_POSITIONS, RNG_SHADOWING, RNG_FADING = 1, 2, 3, 4
 
 
+def pair_numbers(plant: Plant) -> Int[Array, "devices servers"]:
+    """Numbers of the pairs of a device and a server, for random quantities of theirs."""
+    sizes = plant.switches
+    return jnp.arange(sizes.devices * sizes.servers).reshape(sizes.devices, sizes.servers)
+
+
 def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
     """Large-scale state of every link for an episode."""
-    sizes, spec = plant.switches, plant.switches.radio
-    pairs = jnp.arange(sizes.devices * sizes.servers).reshape(sizes.devices, sizes.servers)
+    spec = plant.switches.radio
+    pairs = pair_numbers(plant)
     origin = jnp.zeros((), jnp.int32)
     if spec.model == "uniform-snr":
         u = uniform(hash_bits(seed, origin, RNG_LINKS, pairs).x)
@@ -47,14 +56,26 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
         rate_bps = None if rates is None else rates.low + (rates.high - rates.low) * u
         # No radio: the SNR only says that the link is there.
         return Links(jnp.ones_like(u), jnp.ones_like(u), rate_bps)
-    position_m = draw_positions_m(plant, seed)
+    draw = hash_bits(seed, origin, RNG_SHADOWING, pairs)
+    return links_from(plant, draw_positions_m(plant, seed), uniform(draw.x), normal(draw.y, draw.z))
+
+
+def links_from(
+    plant: Plant,
+    position_m: Float[Array, "devices 2"],
+    sight: Float[Array, "devices servers"],
+    shadow: Float[Array, "devices servers"],
+) -> Links:
+    """Large-scale state of every link from where the devices are: path loss, line of sight and shadowing.
+
+    `sight` is uniform on (0, 1), `shadow` standard normal.
+    """
+    spec = plant.switches.radio
     apart_m = position_m[:, None, :] - plant.server_position_m[None, :, :]
     distance_2d_m = jnp.sqrt(jnp.sum(apart_m**2, axis=-1))
     height_m = spec.server_height_m - spec.device_height_m
     # TR 38.901 states the InF formulas from 1 m on.
     distance_m = jnp.maximum(jnp.sqrt(distance_2d_m**2 + height_m**2), 1.0)
-    draw = hash_bits(seed, origin, RNG_SHADOWING, pairs)
-    shadow = normal(draw.y, draw.z)
     if spec.model == "log-distance":
         loss_db = spec.loss_at_1m_db + spec.loss_slope_db * jnp.log10(distance_m) + 20.0 * math.log10(spec.carrier_ghz)
         shadow_db = spec.shadowing_db * shadow
@@ -68,9 +89,9 @@ def draw_links(plant: Plant, seed: UInt32[Array, "2"]) -> Links:
             base_height_m=spec.server_height_m,
             device_height_m=spec.device_height_m,
         )
-        sight = uniform(draw.x) < probability
-        loss_db = channel.path_loss_db(distance_m, spec.carrier_ghz, spec.subscenario, sight)
-        shadow_db = channel.shadowing_sigma_db(spec.subscenario, sight) * shadow
+        in_sight = sight < probability
+        loss_db = channel.path_loss_db(distance_m, spec.carrier_ghz, spec.subscenario, in_sight)
+        shadow_db = channel.shadowing_sigma_db(spec.subscenario, in_sight) * shadow
     gain_db = -(loss_db + shadow_db)
     up = plant.device_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.noise_figure_db)
     down = spec.server_tx_power_dbm - channel.noise_dbm(spec.bandwidth_hz, spec.device_noise_figure_db)
@@ -175,7 +196,7 @@ def visible(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Bool[
 def reachable(spec: Radio, snr: Float[Array, "..."]) -> Bool[Array, "..."]:
     """Whether a link can be used at its mean SNR; one whose fades are raised to the floor always can."""
     if spec.floor == "clip":
-        return snr >= (0.0 if spec.fading == "block" else radio.lowest_snr(spec.rate))
+        return snr >= (0.0 if spec.fading in ("block", "ar1") else radio.lowest_snr(spec.rate))
     return snr >= least_snr(spec)
 
 
@@ -185,14 +206,19 @@ def draw_fading(
     slot: Int[Array, ""],
     device: Int[Array, "requests"],
     snr: Float[Array, "requests servers"],
+    fading: tuple[Float[Array, "devices servers"], Float[Array, "devices servers"]] | None = None,
 ) -> tuple[Float[Array, "requests servers"], Float[Array, "requests servers"]]:
     """Small-scale power gain of the links of the requesting devices, and the time their upload waits for the link.
 
     Block fading: a unit-mean exponential gain (Rayleigh) per link and slot, held for the upload. Below the floor the
-    gain is raised to it (`clip`), or the upload waits for the first slot above it (`outage`).
+    gain is raised to it (`clip`), or the upload waits for the first slot above it (`outage`). Correlated fading
+    (`fading`, both parts of the complex gains of this slot) is held for the upload too, and raised to the floor.
     """
     spec = plant.switches.radio
     zero = jnp.zeros_like(snr)
+    if fading is not None:
+        power = fading_power(*fading)[device]
+        return jnp.maximum(power, least_snr(spec) / snr), zero
     if spec.fading != "block":
         return zero + 1.0, zero
     servers = plant.switches.servers

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
 from gmel.scenario.quality import Quality
-from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Radio, Reward, Scenario
+from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Mobility, Radio, Reward, Scenario, Spread
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
@@ -57,6 +57,9 @@ class Switches:
     other_costs: bool
     """Whether options differ in what the reward counts beside latency and deadline."""
     local: bool
+    mobility: Mobility | None
+    battery_j: Spread | None
+    standby_power_w: float
     routed: bool
     """Whether some server is reached over the cell of another."""
     arrivals: Arrivals
@@ -145,6 +148,8 @@ class Plant(eqx.Module):
     deadline_high_s: Float[Array, ""]
     noise_sigma: Float[Array, ""]
     catalogue: Catalogue
+    route_m: Float[Array, "routes points 2"]
+    """Corners of the closed routes; shorter ones repeat their last."""
     device_position_m: Float[Array, "devices 2"] | None = None
     """Where the devices stand; None: drawn."""
 
@@ -194,6 +199,9 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
         local=scenario.devices.local,
+        mobility=scenario.devices.mobility,
+        battery_j=scenario.devices.battery_j,
+        standby_power_w=scenario.devices.standby_power_w,
         routed=radio.access == "home" or not all(server.cell for server in scenario.servers),
         arrivals=scenario.arrivals,
         at_slot_start=scenario.slot.latency_from == "decided",
@@ -247,6 +255,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         deadline_high_s=array(tasks.deadline_s.high),
         noise_sigma=array(tasks.noise_sigma),
         catalogue=_catalogue(scenario, (bits.low, bits.high) if bits else (0.0, 0.0)),
+        route_m=array(_routes(scenario)),
         device_position_m=None if scenario.devices.positions_m is None else array(scenario.devices.positions_m),
     )
 
@@ -371,6 +380,14 @@ def _positions(scenario: Scenario) -> list[tuple[float, float]]:
         here = min(columns, count - row * columns)
         grid += [((c + 0.5) * length / here, (row + 0.5) * width / rows) for c in range(here)]
     return [server.position_m or grid[index] for index, server in enumerate(scenario.servers)]
+
+
+def _routes(scenario: Scenario) -> Float[np.ndarray, "routes points 2"]:
+    law = scenario.devices.mobility
+    routes = (law.routes_m if law else None) or ()
+    most = max((len(route) for route in routes), default=0)
+    padded = [route + (route[-1],) * (most - len(route)) for route in routes]
+    return np.asarray(padded, float).reshape(len(routes), most, 2)
 
 
 def pick(cdf: Float[Array, "... n"], u: Float[Array, "..."]) -> Int[Array, "..."]:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from gmel.physics.mobility import Walk
 from gmel.physics.queueing import Servers
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GangNews",
     "Gangs",
     "Links",
+    "Motion",
     "Observation",
     "Outcome",
     "Requests",
@@ -119,12 +121,15 @@ class Requests(NamedTuple):
 
 
 class Links(NamedTuple):
-    """Large-scale state of the links, fixed for an episode: mean SNR (linear) at full bandwidth and full power."""
+    """State of the links: mean SNR (linear) at full bandwidth and full power. Fixed for an episode unless devices
+    move."""
 
     uplink_snr: Float[Array, "devices servers"]
     downlink_snr: Float[Array, "devices servers"]
     rate_bps: Float[Array, "devices servers"] | None = None
     """Only where the rates are fixed."""
+    fading: tuple[Float[Array, "devices servers"], Float[Array, "devices servers"]] | None = None
+    """Real and imaginary part of the small-scale gains of this slot; only where they are correlated in time."""
 
 
 class SharedTask(NamedTuple):
@@ -219,6 +224,20 @@ class Sent(NamedTuple):
     nominal_s: Float[Array, "ages requests"]
 
 
+class Motion(NamedTuple):
+    """Where the devices are, what their links follow from there, and where they go (see `gmel.physics.mobility`)."""
+
+    position_m: Float[Array, "devices 2"]
+    sight: Float[Array, "devices servers"]
+    """Standard normal that decides on the line of sight."""
+    shadow: Float[Array, "devices servers"]
+    """Shadowing in standard deviations."""
+    walk: Walk | None
+    travelled_m: Float[Array, "devices"] | None
+    speed_m_s: Float[Array, "devices"] | None
+    """Way along its route and speed of each device; only on routes."""
+
+
 class State(NamedTuple):
     """One environment at a slot start, after the requests came and before they are decided."""
 
@@ -241,6 +260,9 @@ class State(NamedTuple):
     gangs: Gangs | None = None
     radio_backlog_s: Float[Array, "devices"] | None = None
     """Until when each device still sends; only where it sends one task at a time."""
+    motion: Motion | None = None
+    battery_j: Float[Array, "devices"] | None = None
+    """Energy left; only with batteries."""
 
 
 class Reward(NamedTuple):

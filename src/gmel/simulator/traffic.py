@@ -64,7 +64,7 @@ def next_requests(
             work_per_step=None if trace.work_per_step is None else trace.work_per_step[at],
             gang=None if trace.gang is None else trace.gang[at],
         )
-    fade, outage_s = draw_fading(plant, seed, slot, drawn.device, links.uplink_snr[drawn.device])
+    fade, outage_s = draw_fading(plant, seed, slot, drawn.device, links.uplink_snr[drawn.device], links.fading)
     one = jnp.ones_like(drawn.work)
     noise = one
     if sizes.noise:

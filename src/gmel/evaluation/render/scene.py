@@ -20,7 +20,7 @@ from gmel.policies.policy import decide, initial_memory
 from gmel.scenario.errors import InputError
 from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment, seeds
-from gmel.simulator.links import draw_positions_m
+from gmel.simulator.motion import positions_m
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome
 
@@ -255,5 +255,5 @@ def _places(
 ) -> tuple[Floats, Floats, tuple[float, float]]:
     if scenario.radio.model == "uniform-snr":
         return schematic_m(scenario.devices.count, len(scenario.servers))
-    devices_m = np.asarray(draw_positions_m(environment.plant, jnp.asarray(seed)), np.float64)
+    devices_m = np.asarray(positions_m(environment.plant, jnp.asarray(seed)), np.float64)
     return devices_m, np.asarray(environment.plant.server_position_m, np.float64), scenario.radio.hall_m
