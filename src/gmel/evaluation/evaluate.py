@@ -160,7 +160,9 @@ def _reference(per_policy: dict[str, list[dict[str, Floats]]], unstable: dict[st
 
 
 def _metrics(seeds: list[dict[str, Floats]], reference: Floats | None, optimum: Floats | None) -> Metrics:
-    figures = {key: _metric([each[key] for each in seeds]) for key in seeds[0]}
+    # A figure that does not exist in every episode (quality where results have none) is left out.
+    known = [key for key in seeds[0] if all(np.isfinite(each[key]).all() for each in seeds)]
+    figures = {key: _metric([each[key] for each in seeds]) for key in known}
     latency = [each["mean_latency_s"] for each in seeds]
     gap: Metric | None = None
     # Where the optimum of single slots is no better than L3 (light load, much switching) there is no gap to close.
@@ -177,7 +179,7 @@ def _metrics(seeds: list[dict[str, Floats]], reference: Floats | None, optimum: 
         completion_rate=figures["completion_rate"],
         energy_j=figures["energy_j"],
         switches_per_offloaded_task=figures["switches_per_offloaded_task"],
-        quality=None if figures["quality"]["mean"] is None else figures["quality"],
+        quality=figures.get("quality"),
         gap_closed=gap,
     )
 

@@ -207,7 +207,7 @@ def as_json(simulation: Simulation) -> dict[str, Any]:
     overloaded = simulation.overloaded
     figures: dict[str, Any] = {}
     for name, values in metrics_of(measured).items():
-        hidden = (overloaded and name in _OF_HORIZON) or bool(np.isnan(values).all())
+        hidden = (overloaded and name in _OF_HORIZON) or bool(np.isnan(values).any())
         figures[name] = None if hidden else metric_of(t_interval(values), list(values))
     return {
         "schema": SIMULATION_SCHEMA,

@@ -163,7 +163,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     rows = requests if requests is not None else request_capacity(scenario)
     radio, tasks = scenario.radio, scenario.tasks
     service = scenario.service
-    shared = service.discipline not in ("fifo", "gang") or scenario.failures.any or service.max_wait_s is not None
+    shared = service.discipline not in ("fifo", "gang") or scenario.failures.any
     uploads = scenario.max_uploads
     if uploads is None:
         uploads = default_uploads(rows, radio.sharing == "equal", shared or radio.one_at_a_time)
