@@ -19,7 +19,7 @@ from gmel.physics import channel, energy, queueing, radio
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 from gmel.simulator import environment as simulator
-from gmel.simulator import links, traffic
+from gmel.simulator import links, sending, service, traffic
 from test_cli import gmel
 
 COMPARISONS = sum(entry.statistical for entry in CHECKS.values())
@@ -124,19 +124,19 @@ def a_slot_early(right: Any, rows: Any, stay: Any, capacity: int, slot_s: Any) -
 
 MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
     "noise dropped": ("mg1-lognormal-drawn", wrap(traffic, "normal", lambda right, *bits: 0.0 * right(*bits))),
-    "3 % of the work lost": ("md1-wait", wrap(simulator, "fifo_one_gpu", less_work)),
-    "3 % of the work lost, path by path": ("work-conserved", wrap(simulator, "fifo_one_gpu", less_work)),
+    "3 % of the work lost": ("md1-wait", wrap(service, "fifo_one_gpu", less_work)),
+    "3 % of the work lost, path by path": ("work-conserved", wrap(service, "fifo_one_gpu", less_work)),
     "last in, first out": ("lindley", wrap(queueing, "_not_later", last_in_first_out)),
-    "tasks served before their upload ends": ("kiefer-wolfowitz", wrap(simulator, "fifo_many_gpus", everybody_final)),
-    "nobody discarded": ("mg3-loss", wrap(simulator, "fifo_many_gpus", nobody_discarded)),
-    "backlog halved": ("no-idling", wrap(simulator, "fifo_many_gpus", one_gpu_more)),
-    "backlog halved, steady state": ("mm3-wait", wrap(simulator, "fifo_many_gpus", one_gpu_more)),
+    "tasks served before their upload ends": ("kiefer-wolfowitz", wrap(service, "fifo_many_gpus", everybody_final)),
+    "nobody discarded": ("mg3-loss", wrap(service, "fifo_many_gpus", nobody_discarded)),
+    "backlog halved": ("no-idling", wrap(service, "fifo_many_gpus", one_gpu_more)),
+    "backlog halved, steady state": ("mm3-wait", wrap(service, "fifo_many_gpus", one_gpu_more)),
     "devices without a queue": ("device-lindley", wrap(simulator, "local_queue", no_queue_at_devices)),
     "an upload lost": ("tasks-conserved", wrap(simulator, "keep", loses_a_row)),
     "uploads arrive a slot early": ("little-uploads", wrap(simulator, "keep", a_slot_early)),
-    "cells not shared": ("shared-cell", wrap(simulator, "transfer_s", alone_in_the_cell)),
-    "broadcast a slot late": ("bulletin-age", wrap(simulator, "_announce", no_news)),
-    "broadcast a slot late, herd": ("herding-by-age", wrap(simulator, "_announce", no_news)),
+    "cells not shared": ("shared-cell", wrap(sending, "transfer_s", alone_in_the_cell)),
+    "broadcast a slot late": ("bulletin-age", wrap(simulator, "announce", no_news)),
+    "broadcast a slot late, herd": ("herding-by-age", wrap(simulator, "announce", no_news)),
     "delays not charged": ("rewards-telescope", wrap(simulator.Environment, "_reward", forgets_delays)),
     "idle power forgotten": (
         "energy",
@@ -173,11 +173,11 @@ MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
     ),
     "rounds that grow a fifth too fast": (
         "batching",
-        wrap(simulator, "share", lambda right, tasks, servers, *rest: right(tasks, faster_rounds(servers), *rest)),
+        wrap(service, "share", lambda right, tasks, servers, *rest: right(tasks, faster_rounds(servers), *rest)),
     ),
     "processor sharing without the sharing": (
         "mg1-sharing",
-        wrap(simulator, "share", lambda right, tasks, servers, *rest: right(tasks, alone(servers), *rest)),
+        wrap(service, "share", lambda right, tasks, servers, *rest: right(tasks, alone(servers), *rest)),
     ),
     "no shadowing": ("inf-snr-spread", wrap(links, "normal", lambda right, *bits: 0.0 * right(*bits))),
 }
