@@ -74,7 +74,7 @@ class Failures(Section):
     mean_down_s: Positive = 60.0
     on_failure: Literal["resume", "restart"] = "restart"
     straggle: Share = 0.0
-    straggle_speed: Annotated[float, Field(gt=0, le=1)] = 0.25
+    straggle_speed: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
 
     @property
     def any(self) -> bool:

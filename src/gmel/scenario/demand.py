@@ -11,6 +11,10 @@ from gmel.scenario.quality import Quality
 __all__ = ["Arrivals", "Burst", "DayCycle", "Gang", "GenerationModel", "LoadTime", "Tasks"]
 
 
+MOST_STEPS = 10_000
+"""Most denoising steps, and most images, of a request: quality is a table over the steps."""
+
+
 class LoadTime(Section):
     """Bimodal load time of a model: warm (in the page cache of the host) with probability `warm_share`, else cold.
 
@@ -78,6 +82,13 @@ class GenerationModel(Section):
         mean, square = (self.steps.mean, square) if steps is None else (steps, steps**2)
         each = self.fixed_work + mean * step_work + square * self.square_work
         return self.images.mean * each + self.bits_in.mean * bit_work
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        for what, law in (("steps", self.steps), ("images", self.images)):
+            if max(law.values) > MOST_STEPS:
+                raise ValueError(f"{what}.values = {max(law.values):g}: at most {MOST_STEPS:,}")
+        return self
 
     @model_validator(mode="after")
     def _works(self) -> Self:
@@ -160,7 +171,7 @@ class Arrivals(Section):
     """
 
     kind: Literal["poisson", "mmpp", "gamma", "bernoulli", "uniform", "trace"] = "poisson"
-    load: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    load: Annotated[float, Field(ge=1e-6, le=10, allow_inf_nan=False)] | None = None
     rate_per_s: Positive | None = None
     trace: str | None = None
     cv: Annotated[float, Field(ge=0.05, le=20)] | None = None

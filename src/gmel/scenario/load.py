@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from gmel.scenario.columns import is_file
 from gmel.scenario.errors import InputError
 from gmel.scenario.schema import Scenario
 
@@ -24,6 +25,7 @@ __all__ = [
     "with_load",
 ]
 
+_LONGEST = 80
 _PRESETS = resources.files("gmel.scenario") / "presets"
 
 
@@ -46,11 +48,11 @@ def load_scenario(name: str, load: float | None = None) -> Scenario:
         text, source = (_PRESETS / f"{name}.toml").read_text(encoding="utf-8"), f"preset {name}"
     else:
         path = Path(name)
-        if not path.is_file():
+        if not is_file(path):
             near = difflib.get_close_matches(name, preset_names(), n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
-                f"scenario {name!r}: no such file, and no preset of that name{hint}; "
+                f"scenario {_shown(name)}: no such file, and no preset of that name{hint}; "
                 f"presets are {', '.join(preset_names())}"
             )
         try:
@@ -69,7 +71,9 @@ def parse_scenario(text: str, source: str) -> Scenario:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise InputError(f"{source}: not valid TOML: arrays or tables too deep inside each other") from error
+    except ValueError as error:  # TOMLDecodeError is one, and what Python says of a number of too many digits
         raise InputError(f"{source}: not valid TOML: {error}") from error
     return validate_scenario(data, source)
 
@@ -142,7 +146,13 @@ def _explain(error: ValidationError) -> str:
         return f"{where} is missing; add it{rest}"
     if isinstance(fault.get("input"), dict) or not where:
         return f"{where + ': ' if where else ''}{message}{rest}"
-    return f"{where} = {fault.get('input')!r}: {message[:1].lower()}{message[1:]}{rest}"
+    return f"{where} = {_shown(fault.get('input'))}: {message[:1].lower()}{message[1:]}{rest}"
+
+
+def _shown(value: object) -> str:
+    """A value as it is shown in a message: in full only if it is short."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -1,12 +1,18 @@
 """The section of a scenario about links between devices and servers."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Finite, Positive, Range, Section, Spread
+from gmel.scenario.laws import Decibel, Finite, Positive, Range, Section, Spread
 
-__all__ = ["Mobility", "Radio"]
+__all__ = ["MOST_NR_MCS", "MOST_TRUNCATED_SHANNON", "Mobility", "Radio"]
+
+MOST_NR_MCS = 7.4062
+"""Bits per second and hertz of MCS 27, 256QAM (TS 38.214 Table 5.1.3.1-2)."""
+MOST_TRUNCATED_SHANNON = 0.4 * math.log2(1.0 + 10.0**2.2)
+"""Bits per second and hertz of the uplink at the SNR where it is cut off (TR 36.942 annex A.1)."""
 
 
 class Mobility(Section):
@@ -61,8 +67,8 @@ class Radio(Section):
     loss_slope_db: Annotated[float, Field(ge=0, le=100)] = 25.5
     shadowing_db: Annotated[float, Field(ge=0, le=20)] = 0.0
     efficiency_cap: Annotated[float, Field(gt=0, le=100)] | None = None
-    snr_db: tuple[Finite, Finite] = (5.0, 25.0)
-    bandwidth_hz: Positive = 20e6
+    snr_db: tuple[Decibel, Decibel] = (5.0, 25.0)
+    bandwidth_hz: Annotated[float, Field(ge=1, le=1e12)] = 20e6
     carrier_ghz: Positive = 3.5
     hall_m: tuple[Positive, Positive] = (120.0, 60.0)
     subscenario: Literal["SL", "DL", "SH", "DH", "HH"] = "DH"
@@ -71,16 +77,16 @@ class Radio(Section):
     clutter_height_m: Positive = 6.0
     device_height_m: Positive = 1.5
     server_height_m: Positive = 8.0
-    noise_figure_db: Finite = 5.0
-    device_noise_figure_db: Finite = 9.0
-    server_tx_power_dbm: Finite = 24.0
+    noise_figure_db: Decibel = 5.0
+    device_noise_figure_db: Decibel = 9.0
+    server_tx_power_dbm: Decibel = 24.0
     rate: Literal["shannon", "truncated-shannon", "nr-mcs"] = "nr-mcs"
     uplink_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     downlink_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     fading: Literal["none", "block", "ar1", "ergodic"] = "ergodic"
     fading_speed_m_s: Annotated[float, Field(ge=0, le=1000)] = 0.8
     floor: Literal["clip", "outage"] = "outage"
-    floor_snr_db: Finite = -5.0
+    floor_snr_db: Decibel = -5.0
     sharing: Literal["none", "equal"] = "equal"
     interference: bool = False
     one_at_a_time: bool = False
@@ -90,6 +96,12 @@ class Radio(Section):
     def placed(self) -> bool:
         """Whether links follow from where devices and servers stand."""
         return self.model in ("inf", "log-distance")
+
+    @property
+    def most_bits_per_s_hz(self) -> float | None:
+        """Spectral efficiency that no uplink exceeds; None where only the SNR limits it."""
+        caps = {"nr-mcs": MOST_NR_MCS, "truncated-shannon": MOST_TRUNCATED_SHANNON}
+        return caps.get(self.rate, self.efficiency_cap)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -23,7 +23,7 @@ class Quality(Section):
     first: Share = 0.0
     last: Share = 1.0
     scale: Positive = 0.16
-    base: Annotated[float, Field(gt=1, le=1e6)] = 6.0
+    base: Annotated[float, Field(ge=1.01, le=1e6)] = 6.0
     offset: Finite = -0.02
     limit: Share = 1.0
     factor: NonNegative = 1.0

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from gmel.scenario.compute import Failures, Server, Service
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
-from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.laws import Choice, Decibel, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 from gmel.scenario.network import Mobility, Radio
 
 __all__ = [
@@ -75,8 +75,8 @@ class Devices(Section):
     local: bool = True
     compute_power_w: NonNegative = 10.0
     idle_power_w: NonNegative = 0.1
-    tx_power_dbm: Finite = 23.0
-    power_options_dbm: list[Finite] | None = Field(default=None, min_length=1, max_length=8)
+    tx_power_dbm: Decibel = 23.0
+    power_options_dbm: list[Decibel] | None = Field(default=None, min_length=1, max_length=8)
     memory_gb: NonNegative = 0.0
     positions_m: list[tuple[Finite, Finite]] | None = None
     mobility: Mobility | None = None
@@ -304,6 +304,34 @@ class Scenario(Section):
             raise ValueError(
                 f"arrivals: the load asks for a request with probability {self.request_probability:.3g} in "
                 "each place of a device and slot; at most 1: raise arrivals.places or devices.count, or lower the load"
+            )
+        return self
+
+    @property
+    def smallest_upload_s(self) -> float:
+        """Seconds that no upload of a drawn request falls short of, alone on the best link; 0 where that is not known.
+
+        The rate is bounded where it is fixed, or has a most bits per second and hertz.
+        """
+        radio, tasks = self.radio, self.tasks
+        bits = tasks.bits_in.low if tasks.kind == "uniform" and tasks.bits_in else 0.0
+        if tasks.kind == "catalogue":
+            bits = min(model.bits_in.low for model in self.models)
+        if radio.rate_bps is not None:
+            return bits / radio.rate_bps.high
+        most = radio.most_bits_per_s_hz
+        if radio.model == "wired" or most is None:
+            return 0.0
+        return bits / max(radio.uplink_share * radio.bandwidth_hz * most, 1.0)
+
+    @model_validator(mode="after")
+    def _in_time(self) -> Self:
+        # A trace may have sizes and deadlines of its own.
+        deadline_s, upload_s = self.tasks.deadline_s.high, self.smallest_upload_s
+        if self.arrivals.drawn and deadline_s < upload_s:
+            raise ValueError(
+                f"tasks.deadline_s.high = {deadline_s:g} is shorter than the smallest upload, {upload_s:.3g} s: no "
+                "task could be sent in time; allow more time, less bits_in, or a faster radio"
             )
         return self
 

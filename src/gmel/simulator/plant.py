@@ -372,7 +372,7 @@ def _positions(scenario: Scenario) -> list[tuple[float, float]]:
     """Where the servers stand: as given, the others on a regular grid over the hall."""
     length, width = scenario.radio.hall_m
     count = len(scenario.servers)
-    columns = math.ceil(math.sqrt(count * length / width))
+    columns = min(count, max(1, math.ceil(math.sqrt(count * length / width))))
     rows = math.ceil(count / columns)
     grid: list[tuple[float, float]] = []
     for row in range(rows):
