@@ -95,6 +95,18 @@ def test_a_cloud_is_reached_over_the_best_cell() -> None:
     np.testing.assert_allclose(records.upload_s, size / (1e6 * np.log2(1 + snr)) + 0.5, rtol=1e-4)
 
 
+def test_the_backhaul_takes_no_power_of_the_device() -> None:
+    radio = FIXED + '\naccess = "home"'
+    near = plant(radio, max_uploads=96)
+    far = plant(radio, lambda number: "backhaul_delay_s = 2.0", max_uploads=96)
+    (slow, _), (fast, _) = run(far, to(2)), run(near, to(2))
+    early = min(int((one.decided_slot < 30).sum()) for one in (slow, fast))
+    assert (slow.upload_s[:early] > 1.9).any()
+    # The device only waits longer for its result.
+    longer_s = slow.latency_s[:early] - fast.latency_s[:early]
+    np.testing.assert_allclose(slow.energy_j[:early] - fast.energy_j[:early], 0.1 * longer_s, atol=1e-3)
+
+
 def test_forwarded_uploads_leave_the_cell_before_they_arrive() -> None:
     """A long way behind a short upload: the next slot has the cell for itself."""
     radio = FIXED.replace("none", "equal").replace("2e6", "1e8") + '\naccess = "home"'

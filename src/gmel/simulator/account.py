@@ -30,9 +30,9 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
         service_s = jnp.where(local, service_s, jnp.maximum(took_s, 0.0))
     download_s = jnp.where(served.dropped, 0.0, rows.download_s)
     parts = Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, jnp.zeros_like(run_s))
-    sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), upload_s)
+    sending_s = _sending_s(rows, upload_s)
     at_server = energy.offload_energy_j(
-        tx_power_w=plant.device_tx_power_w if rows.tx_power_w is None else rows.tx_power_w,
+        tx_power_w=_tx_power_w(plant, rows),
         idle_power_w=plant.device_idle_power_w,
         server_power_w=plant.server_power_w[rows.server],
         switch_power_w=plant.server_switch_power_w[rows.server],
@@ -46,10 +46,9 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
 
 def device_energy_j(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], account: Account) -> Float[Array, "rows"]:
     """The part of a task's energy that its device spends: computing, or sending and then waiting for the result."""
-    tx_power_w = plant.device_tx_power_w if rows.tx_power_w is None else rows.tx_power_w
-    sending_s = jnp.minimum(jnp.maximum(rows.ready_s - rows.upload_start_s, 0.0), account.upload_s)
+    sending_s = _sending_s(rows, account.upload_s)
     idle_s = account.latency_s - account.wait_to_slot_s
-    sent_j = energy.power_energy_j(tx_power_w, sending_s)
+    sent_j = energy.power_energy_j(_tx_power_w(plant, rows), sending_s)
     away_j = sent_j + energy.idle_energy_j(plant.device_idle_power_w, idle_s, sending_s)
     return jnp.where(local, energy.power_energy_j(plant.device_power_w, account.service_s), away_j)
 
@@ -60,10 +59,7 @@ def costs(
     """Weighted cost of each task (equation (15), negated). A task that is discarded has no quality and costs
     nothing."""
     weights, latency_s = plant.switches.reward, account.latency_s
-    # Absent rows have no deadline.
-    own_s = jnp.where(rows.deadline_s > 0, rows.deadline_s, 1.0)
-    scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
-    total = weights.latency * jnp.minimum(latency_s / scale_s, weights.clip)
+    total = weights.latency * jnp.minimum(latency_s / _latency_scale_s(plant, rows.deadline_s), weights.clip)
     if weights.miss:
         missed = (latency_s > rows.deadline_s) | served.dropped
         if rows.quality is not None and plant.switches.least_quality:
@@ -74,8 +70,12 @@ def costs(
     if weights.quality and rows.quality is not None:
         total = total - weights.quality * jnp.where(served.dropped, 0.0, rows.quality)
     if weights.loss:
-        done = (served.end_s - served.start_s) / jnp.where(rows.service_s > 0, rows.service_s, 1.0)
-        total = total + weights.loss * jnp.where(served.dropped, 1.0 - jnp.clip(done, 0.0, 1.0), 0.0)
+        left = jnp.ones_like(latency_s)
+        if plant.switches.discipline == "capacity":
+            # Only a server that crashes loses what it has begun; elsewhere a task that is discarded never started.
+            done = (served.end_s - served.start_s) / jnp.where(rows.service_s > 0, rows.service_s, 1.0)
+            left = 1.0 - jnp.clip(done, 0.0, 1.0)
+        total = total + weights.loss * jnp.where(served.dropped, left, 0.0)
     if weights.price:
         # What a server asks for a second of its work.
         per_s = plant.server_price[rows.server] * plant.server_speed[rows.server]
@@ -97,6 +97,22 @@ def other_costs_s(
     if quality is not None:
         missed = quality < plant.switches.least_quality
         cost = cost + weights.miss * missed - weights.quality * quality
-    own_s = jnp.where(deadline_s > 0, deadline_s, 1.0)[:, None]
-    scale_s = own_s if weights.latency_scale_s is None else weights.latency_scale_s
-    return cost * scale_s / (weights.latency or 1.0)
+    return cost * _latency_scale_s(plant, deadline_s)[:, None] / (weights.latency or 1.0)
+
+
+def _latency_scale_s(plant: Plant, deadline_s: Float[Array, "rows"]) -> Float[Array, "rows"]:
+    """What latencies are measured in: the scale of the scenario, or the deadline of the task."""
+    scale_s = plant.switches.reward.latency_scale_s
+    if scale_s is not None:
+        return jnp.full_like(deadline_s, scale_s)
+    return jnp.where(deadline_s > 0, deadline_s, 1.0)  # absent rows have no deadline
+
+
+def _sending_s(rows: Uploads, upload_s: Float[Array, "rows"]) -> Float[Array, "rows"]:
+    """How long the device sends, of the time `upload_s` until the task is at its server or given up."""
+    sent_s = rows.ready_s if rows.sent_s is None else rows.sent_s
+    return jnp.minimum(jnp.maximum(sent_s - rows.upload_start_s, 0.0), upload_s)
+
+
+def _tx_power_w(plant: Plant, rows: Uploads) -> Float[Array, "*rows"]:
+    return plant.device_tx_power_w if rows.tx_power_w is None else rows.tx_power_w

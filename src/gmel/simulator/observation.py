@@ -210,7 +210,7 @@ def _other_costs_s(
         switch_s=seen.switch_s,
     )
     own_energy_j = power_energy_j(plant.device_power_w, how.work / seen.speed)
-    paid = plant.server_price * how.work[:, None]
+    paid = plant.server_price * plant.server_speed * service_s
     return other_costs_s(
         plant,
         seen.requests.deadline_s,
