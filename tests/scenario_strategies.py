@@ -16,15 +16,28 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from gmel.scenario.errors import InputError
 from gmel.scenario.laws import Choice, Range, Spread
 from gmel.scenario.load import load_scenario, preset_names
 from gmel.scenario.schema import Scenario
 from small_plants import RADIO, small_plant
 
-__all__ = ["BASES", "FIELD_NAMES", "PLACES", "Place", "at_its_bound", "scenario_data", "with_wrong_value"]
+__all__ = [
+    "BASES",
+    "FIELD_NAMES",
+    "LONGEST_MESSAGE",
+    "PLACES",
+    "Place",
+    "at_its_bound",
+    "said_in_one_line",
+    "scenario_data",
+    "with_wrong_value",
+]
 
 Data = dict[str, Any]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
+LONGEST_MESSAGE = 1000
+"""Letters of the one line that says what is wrong."""
 EACH = "each"
 """Step of a place into an entry of a list."""
 ABSENT = object()
@@ -86,6 +99,7 @@ def _places(annotation: Any, metadata: tuple[Any, ...], path: tuple[str, ...]) -
 
 PLACES = _places(Scenario, (), ())
 FIELD_NAMES = sorted({place.path[-1] for place in PLACES} - {EACH})
+A_FIELD = re.compile(r"\b(" + "|".join(sorted(FIELD_NAMES, key=len, reverse=True)) + r")\b")
 
 
 def values(annotation: Any, metadata: tuple[Any, ...] = (), now: Any = ABSENT, most: int = 4) -> st.SearchStrategy[Any]:
@@ -429,3 +443,10 @@ def scenario_data(draw: Draw, bases: tuple[str, ...] = tuple(BASES), wrong: bool
         change = _wrong_value if spoilt and number == count - 1 else _another_value
         data = draw(change(data, draw(st.sampled_from(PLACES))))
     return data
+
+
+def said_in_one_line(error: InputError) -> None:
+    message = str(error)
+    assert message.isprintable(), "more than one line"
+    assert A_FIELD.search(message.removeprefix("plant.toml: ")), "no field is named"
+    assert len(message) < LONGEST_MESSAGE

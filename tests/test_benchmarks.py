@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks.__main__ import Row, aims, measure_simpy, speed_table
 from benchmarks.numpy_environment import (
     BatchedNumpyEnvironment,
     BatchedRequests,
     NumpyEnvironment,
     SlotRequests,
 )
+from benchmarks.sections import Row, measure_simpy
+from benchmarks.tables import aims, speed_table
 
 from gmel.scenario.load import load_scenario
 from gmel.simulator.environment import Environment, seeds
