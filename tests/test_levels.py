@@ -15,8 +15,10 @@ from gmel.policies.central import Coordinated, EarliestFinish, SlotOptimum
 from gmel.policies.exported import ExportedPolicy
 from gmel.policies.rules import Greedy, expected_cost_s
 from gmel.scenario.errors import InputError
-from gmel.scenario.load import parse_scenario, to_toml
+from gmel.scenario.load import load_scenario, parse_scenario, to_toml
 from gmel.scenario.schema import Scenario
+from gmel.scenario.trace import write_trace
+from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import task_records
 from gmel.simulator.scale import scale_of
@@ -239,3 +241,20 @@ def test_impossible_levels_are_named(old: str, new: str, part: str | None) -> No
     with pytest.raises(InputError, match=part) as refused:
         parse_scenario(text.replace(old, new), "wrong")
     assert "\n" not in str(refused.value)
+
+
+def test_steps_can_be_chosen_for_the_requests_of_a_trace() -> None:
+    text = to_toml(load_scenario("factory")).replace("[tasks]\n", "[tasks]\nstep_options = [10.0, 20.0]\n")
+    environment = build_environments(parse_scenario(text, "steps")).test
+    state = environment.reset(seeds(1, 1)[0], 40)
+    row = int(np.argmax(np.asarray(state.requests.present)))
+    levels = [environment.project(state, jnp.full(environment.requests, 1 + 6 * level)) for level in range(2)]
+    assert float(levels[1].latency_s[row]) > float(levels[0].latency_s[row])
+
+
+def test_a_trace_with_work_of_its_own_leaves_no_steps_to_choose(tmp_path) -> None:
+    path = tmp_path / "own.csv"
+    write_trace({"time_s": np.arange(300.0), "work": np.full(300, 7.0)}, path)
+    text = to_toml(load_scenario("factory")).replace("[tasks]\n", "[tasks]\nstep_options = [10.0, 20.0]\n")
+    with pytest.raises(InputError, match="has work of its own"):
+        build_environments(parse_scenario(text, "steps"), str(path))

@@ -11,12 +11,12 @@ import pytest
 
 from gmel.scenario import columns, importers, trace
 from gmel.scenario.errors import InputError
+from gmel.scenario.filling import fill_trace
 from gmel.scenario.importers import RawTrace
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
 from gmel.scenario.trace import (
     Trace,
-    fill_trace,
     read_trace,
     shipped_traces,
     split_trace,

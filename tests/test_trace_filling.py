@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmel.scenario import trace
+from gmel.scenario import filling
 from gmel.scenario.errors import InputError
-from gmel.scenario.trace import (
-    fill_trace,
-)
+from gmel.scenario.filling import fill_trace
 from test_trace import plant, raw
 
 
@@ -136,7 +134,7 @@ def test_groups_have_devices_in_proportion_to_their_requests() -> None:
 )
 def test_every_group_has_a_device_and_none_is_left_over(requests: list[int], more: int) -> None:
     count = len(requests) + more
-    sizes = trace._proportional(np.asarray(requests), count)
+    sizes = filling._proportional(np.asarray(requests), count)
     assert sizes.sum() == count
     assert sizes.min() >= 1
     exact = count * np.asarray(requests) / sum(requests)

@@ -8,13 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmel.scenario import trace
 from gmel.scenario.errors import InputError
-from gmel.scenario.trace import (
-    fill_trace,
-    slot_table,
-    split_trace,
-)
+from gmel.scenario.filling import fill_trace
+from gmel.scenario.slots import SlotTable, slot_table
+from gmel.scenario.trace import split_trace
 from test_trace import at, plant, raw
 
 # ---------------------------------------------------------------- stretching and splitting
@@ -88,7 +85,7 @@ slot_times = st.lists(
 ).map(sorted)
 
 
-def rows_of(table: trace.SlotTable) -> np.ndarray:
+def rows_of(table: SlotTable) -> np.ndarray:
     """Requests in order of slot and row."""
     return table.request[table.present]
 

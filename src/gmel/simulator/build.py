@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmel.scenario.errors import InputError
+from gmel.scenario.filling import catalogue_work, fill_trace
 from gmel.scenario.schema import Scenario
-from gmel.scenario.trace import SlotTable, Trace, fill_trace, read_trace, slot_table, split_trace
+from gmel.scenario.slots import SlotTable, slot_table
+from gmel.scenario.trace import Trace, read_trace, split_trace
 from gmel.simulator.environment import Environment
 from gmel.simulator.traffic import TraceArrays
 
@@ -73,12 +75,18 @@ def replay_environment(scenario: Scenario, trace: Trace, source: str) -> Environ
             f"trace {source}: {table.present.shape[0]} slots of {scenario.slot.length_s:g} s, at least {LEAST_SLOTS} "
             "are needed: use a longer trace or a shorter slot.length_s"
         )
-    if scenario.tasks.step_options and "work" not in trace.filled:
+    if scenario.tasks.step_options and not _work_follows(trace, scenario):
         raise InputError(
             f"trace {source} has work of its own: with tasks.step_options the work follows from the steps; "
             "remove its column work"
         )
     return Environment.from_scenario(scenario, _arrays(table, scenario))
+
+
+def _work_follows(trace: Trace, scenario: Scenario) -> bool:
+    """Whether the work of a trace is that of its models, images and steps, not of its own."""
+    steps = trace.steps.astype(float)
+    return np.allclose(trace.work, catalogue_work(scenario, trace.model, trace.images, steps, trace.bits_in))
 
 
 def _arrays(table: SlotTable, scenario: Scenario) -> TraceArrays:

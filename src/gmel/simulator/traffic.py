@@ -16,7 +16,7 @@ RNG_REQUEST, RNG_CONTENT, RNG_DEADLINE, RNG_NOISE, RNG_LOAD = 9, 10, 11, 12, 13
 
 
 class TraceArrays(eqx.Module):
-    """A request trace cut into slots (see `gmel.scenario.trace.slot_table`)."""
+    """A request trace cut into slots (see `gmel.scenario.slots.slot_table`)."""
 
     present: Bool[Array, "*slots requests"]
     device: Int[Array, "*slots requests"]
