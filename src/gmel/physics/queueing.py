@@ -92,42 +92,61 @@ def fifo_many_gpus(
     Returns:
         As :func:`fifo_one_gpu`, with the state of the servers counting only rows ready before `horizon_s`.
     """
-    count = rows.ready_s.shape[0]
     order = jnp.argsort(jnp.where(rows.present, rows.ready_s, jnp.inf), stable=True)
-    ordered = jax.tree.map(lambda field: field[order], rows)
-    model_axis = servers.resident.shape[1]
+    model_axis, nowhere = servers.resident.shape[1], servers.free_s.shape[0]
 
-    def serve_one(carry: tuple[Servers, Servers], row: Queued) -> tuple[tuple[Servers, Servers], Served]:
-        now, committed = carry
-        here = jnp.arange(now.free_s.shape[0]) == row.server
-        free = jnp.where(here[:, None], now.free_s, jnp.inf)
-        start_s = jnp.maximum(row.ready_s, jnp.min(free))
+    def serve_one(step: Int[Array, ""], carry: tuple[Servers, Servers, Served]) -> tuple[Servers, Servers, Served]:
+        now, committed, served = carry
+        at = order[step]
+        row = jax.tree.map(lambda field: field[at], rows)
+        # The server of the row alone is read and written: a plant with many servers costs what its tasks cost.
+        free_s, held, used_s = now.free_s[row.server], now.resident[row.server], now.used_s[row.server]
+        start_s = jnp.maximum(row.ready_s, jnp.min(free_s))
         serve = row.present & (start_s <= row.latest_start_s)
         # Without models these are empty and cost nothing.
         wanted = jnp.arange(model_axis) == row.model
-        held = jnp.any(here[:, None] & now.resident, axis=0)
         hit = jnp.any(held & wanted) if model_axis else jnp.array(True)
         switch_s = jnp.where(hit, 0.0, row.load_s)
         end_s = start_s + switch_s + row.service_s
-        slot = jnp.argmin(free.reshape(-1))
-        taken = (jnp.arange(free.size) == slot).reshape(free.shape) & serve
-        after = now._replace(free_s=jnp.where(taken, end_s, now.free_s))
+        taken = jnp.arange(free_s.shape[0]) == jnp.argmin(free_s)
+        after = Servers(jnp.where(taken, end_s, free_s), held, used_s)
         if model_axis:
-            used = jnp.sum(jnp.where(here[:, None], now.used_s, 0.0), axis=0)
-            room = jnp.sum(jnp.where(here, server_memory, 0.0))
-            kept = models_kept(held, used, wanted, model_memory, room)
-            changed = here[:, None] & serve
-            after = after._replace(
-                resident=jnp.where(changed, (kept | wanted)[None, :], now.resident),
-                used_s=jnp.where(changed & wanted[None, :], start_s, now.used_s),
-            )
-        final = row.present & (row.ready_s < horizon_s)
-        committed = jax.tree.map(lambda new, old: jnp.where(final, new, old), after, committed)
-        return (after, committed), Served(start_s, jnp.where(serve, switch_s, 0.0), end_s, row.present & ~serve)
+            kept = models_kept(held, used_s, wanted, model_memory, server_memory[row.server])
+            after = after._replace(resident=kept | wanted, used_s=jnp.where(wanted, start_s, used_s))
+        # What is not served, or not final, is written nowhere.
+        final = serve & (row.ready_s < horizon_s)
+        now = _put(now, jnp.where(serve, row.server, nowhere), after)
+        committed = _put(committed, jnp.where(final, row.server, nowhere), after)
+        result = Served(start_s, jnp.where(serve, switch_s, 0.0), end_s, row.present & ~serve)
+        return now, committed, jax.tree.map(lambda field, value: field.at[at].set(value), served, result)
 
-    (_, committed), served = jax.lax.scan(serve_one, (servers, servers), ordered)
-    rank = jnp.zeros((count,), order.dtype).at[order].set(jnp.arange(count, dtype=order.dtype))
-    return jax.tree.map(lambda field: field[rank], served), committed
+    zero = jnp.zeros_like(rows.ready_s)
+    untouched = Served(rows.ready_s, zero, rows.ready_s + rows.service_s, jnp.zeros_like(rows.present))
+    # Rows that are absent come last, and the loop ends before them.
+    steps = greatest(jnp.sum(rows.present, dtype=jnp.int32))
+    _, committed, served = jax.lax.fori_loop(0, steps, serve_one, (servers, servers, untouched))
+    return served, committed
+
+
+def _put(servers: Servers, at: Int[Array, ""], row: Servers) -> Servers:
+    """The servers with the state of one of them replaced; of none where `at` is their number."""
+    return jax.tree.map(lambda field, value: field.at[at].set(value, mode="drop"), servers, row)
+
+
+@jax.custom_batching.custom_vmap
+def greatest(count: Int[Array, ""]) -> Int[Array, ""]:
+    """The same count; under `vmap` the greatest of the batch, for all.
+
+    The number of steps of a loop that does nothing in a step too many: with one number for the whole batch nothing need
+    be masked in those that are done.
+    """
+    return count
+
+
+@greatest.def_vmap
+def _greatest_of_batch(size: int, batched: list[bool], count: Int[Array, "batch"]) -> tuple[Int[Array, ""], bool]:
+    del size, batched
+    return greatest(jnp.max(count, axis=0)), False
 
 
 def local_queue(
@@ -172,8 +191,11 @@ def models_kept(
 ) -> Bool[Array, "models"]:
     """Which of the models held stay when `wanted` (one of them, or none) comes: the most recently used that fit beside
     it."""
-    newer = held[None, :] & ((used_s[None, :] > used_s[:, None]) | _same_age_first(used_s))
-    recent_memory = jnp.sum(jnp.where(newer, memory[None, :], 0.0), axis=1)
+    # Entry [n, m]: n is no older than m, ties by number. Summed over rows, which a processor does for all m at once.
+    index = jnp.arange(used_s.shape[0])
+    first = index[:, None] <= index[None, :]
+    newer = jnp.where(first, used_s[:, None] >= used_s[None, :], used_s[:, None] > used_s[None, :])
+    recent_memory = jnp.sum(jnp.where(newer, jnp.where(held, memory, 0.0)[:, None], 0.0), axis=0)
     wanted_memory = jnp.sum(jnp.where(wanted, memory, 0.0))
     return held & (jnp.any(held & wanted) | (recent_memory + wanted_memory <= room))
 
@@ -183,9 +205,3 @@ def _not_later(ready_s: Float[Array, "rows"]) -> Bool[Array, "rows rows"]:
     index = jnp.arange(ready_s.shape[0])
     tie = (ready_s[None, :] == ready_s[:, None]) & (index[None, :] <= index[:, None])
     return (ready_s[None, :] < ready_s[:, None]) | tie
-
-
-def _same_age_first(used_s: Float[Array, "models"]) -> Bool[Array, "models models"]:
-    """Entry [m, n]: equally old, and n counts as no older than m (a model is among its own)."""
-    index = jnp.arange(used_s.shape[0])
-    return (used_s[None, :] == used_s[:, None]) & (index[None, :] <= index[:, None])

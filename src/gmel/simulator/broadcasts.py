@@ -50,7 +50,7 @@ def announce(
         heard = interference_in_flight(plant, before._replace(uploads=uploads))
     fresh = Broadcasts(
         wait_s=jnp.maximum(jnp.min(servers.free_s, axis=1), 0.0),
-        uploads=jnp.sum(in_cells(uploads, sizes.servers), axis=0).astype(old.uploads.dtype),
+        uploads=in_cells(uploads, sizes.servers).astype(old.uploads.dtype),
         resident=servers.resident,
         up=None if speed is None else speed > 0,
         gangs=news,

@@ -293,8 +293,7 @@ class Environment(eqx.Module):
         way = send(plant, state, remote, server, how)
         zero = jnp.zeros_like(way.ready_s)
         work = how.work * requests.noise
-        at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
-        speed = jnp.sum(jnp.where(at_server, plant.server_speed[None, :], 0.0), axis=1)
+        speed = plant.server_speed[server]
         own_speed = device_speed(plant, state.seed, requests.device)
         gang = gang_of(plant, requests)
         quality = how.quality

@@ -26,6 +26,7 @@ __all__ = [
     "links_from",
     "pair_numbers",
     "reach",
+    "reach_over",
     "reachable",
     "transfer_s",
     "visible",
@@ -115,10 +116,10 @@ def least_snr(spec: Radio) -> float:
 class Reach(NamedTuple):
     """The way of each request to each server: what the cell on the way can carry."""
 
-    snr: Float[Array, "requests servers"]
-    fade: Float[Array, "requests servers"]
-    outage_s: Float[Array, "requests servers"]
-    rate_bps: Float[Array, "requests servers"] | None
+    snr: Float[Array, "requests ..."]
+    fade: Float[Array, "requests ..."]
+    outage_s: Float[Array, "requests ..."]
+    rate_bps: Float[Array, "requests ..."] | None
 
 
 def cells(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Int[Array, "requests servers"] | None:
@@ -149,15 +150,20 @@ def reach(requests: Requests, links: Links, cell: Int[Array, "requests servers"]
     return Reach(over(snr[requests.device]), over(requests.fade), over(requests.outage_s), rate_bps)
 
 
+def reach_over(requests: Requests, links: Links, cell: Int[Array, "requests"], uplink: bool = True) -> Reach:
+    """As :func:`reach`, of one cell for each request; the others are not read."""
+    snr = links.uplink_snr if uplink else links.downlink_snr
+    row = jnp.arange(cell.shape[0])
+    rate_bps = None if links.rate_bps is None else links.rate_bps[requests.device, cell]
+    return Reach(snr[requests.device, cell], requests.fade[row, cell], requests.outage_s[row, cell], rate_bps)
+
+
 def backhaul_s(
-    plant: Plant, cell: Int[Array, "requests servers"] | None, bits: Float[Array, "requests"]
-) -> Float[Array, "requests servers"]:
-    """Time from the cell to the server where they are not the same place."""
-    servers = plant.switches.servers
-    if cell is None:
-        return jnp.zeros((bits.shape[0], servers), bits.dtype)
-    forward_s = plant.backhaul_delay_s + bits[:, None] * plant.backhaul_s_per_bit
-    return jnp.where(cell == jnp.arange(servers), 0.0, forward_s)
+    plant: Plant, cell: Int[Array, "requests ..."], server: Int[Array, "..."], bits: Float[Array, "requests ..."]
+) -> Float[Array, "requests ..."]:
+    """Time of so many bits from the cell to the server, zero where they are the same place."""
+    forward_s = plant.backhaul_delay_s[server] + bits * plant.backhaul_s_per_bit[server]
+    return jnp.where(cell == server, 0.0, forward_s)
 
 
 def interference(
@@ -270,11 +276,14 @@ def transfer_s(
 
 
 def download_time_s(
-    plant: Plant, requests: Requests, links: Links, cell: Int[Array, "requests servers"] | None
-) -> Float[Array, "requests servers"]:
-    """Download time of each request from each server, over the same cell; downlinks do not contend (servers send one
+    plant: Plant,
+    bits: Float[Array, "requests ..."],
+    back: Reach,
+    cell: Int[Array, "requests ..."] | None,
+    server: Int[Array, "..."],
+) -> Float[Array, "requests ..."]:
+    """Download time of results over the way `back`, from a server for each; downlinks do not contend (servers send one
     result at a time)."""
-    way = reach(requests, links, cell, uplink=False)
-    one = jnp.ones_like(way.snr)
-    over_radio_s = transfer_s(plant, requests.bits_out[:, None], way.snr, one, one, "downlink", way.rate_bps)
-    return over_radio_s if cell is None else over_radio_s + backhaul_s(plant, cell, requests.bits_out)
+    one = jnp.ones_like(back.snr)
+    over_radio_s = transfer_s(plant, bits, back.snr, one, one, "downlink", back.rate_bps)
+    return over_radio_s if cell is None else over_radio_s + backhaul_s(plant, cell, server, bits)

@@ -110,6 +110,10 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
         usable = usable & (gang.gpus[:, None] <= plant.server_gpus)
     if state.broadcasts.up is not None:
         usable = usable & _at_age(state.broadcasts.up, age)
+    download_s = zero
+    if sizes.radio.download:
+        back = reach(requests, state.links, cell, uplink=False)
+        download_s = download_time_s(plant, requests.bits_out[:, None], back, cell, jnp.arange(sizes.servers))
     # A row must have an option: without any usable server the device itself, whatever it takes.
     stranded = ~jnp.any(usable, axis=1)
     if sizes.local:
@@ -128,7 +132,7 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
         previous_s=previous_s,
         age=age,
         switch_s=switch_s,
-        download_s=download_time_s(plant, requests, state.links, cell) if sizes.radio.download else zero,
+        download_s=download_s,
         radio_backlog_s=None if state.radio_backlog_s is None else state.radio_backlog_s[requests.device],
         # With a fresh view nothing of the device's own is unseen.
         own_s=zero if fresh else sent_unseen_s(plant, state.sent, requests.device, age),
@@ -153,7 +157,7 @@ def _at_level(
     if seen.radio_backlog_s is not None:
         upload_s = upload_s + seen.radio_backlog_s[:, None]
     if seen.cell is not None:
-        upload_s = upload_s + backhaul_s(plant, seen.cell, requests.size_bit)
+        upload_s = upload_s + backhaul_s(plant, seen.cell, jnp.arange(sizes.servers), requests.size_bit[:, None])
     service_s, own_service_s = _service_s(plant, seen, how), how.work / seen.speed
     zero, one = jnp.zeros_like(service_s), jnp.ones_like(requests.work)
     none = 0.0 * one

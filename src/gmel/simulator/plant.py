@@ -154,6 +154,9 @@ class Plant(eqx.Module):
     """Where the devices stand; None: drawn."""
 
 
+# To compare with all of so few is quicker than to halve.
+_SHORT = 64
+
 # So many broadcasts are looked back through that all are lost less often than this.
 _UNHEARD = 1e-6
 
@@ -392,4 +395,7 @@ def _routes(scenario: Scenario) -> Float[np.ndarray, "routes points 2"]:
 
 def pick(cdf: Float[Array, "... n"], u: Float[Array, "..."]) -> Int[Array, "..."]:
     """Index drawn from cumulative probabilities by one uniform number (inverse transform)."""
-    return jnp.minimum(jnp.sum(u[..., None] > cdf, axis=-1, dtype=jnp.int32), cdf.shape[-1] - 1)
+    last = cdf.shape[-1] - 1
+    if cdf.ndim == 1 and last > _SHORT:
+        return jnp.minimum(jnp.searchsorted(cdf, u).astype(jnp.int32), last)
+    return jnp.minimum(jnp.sum(u[..., None] > cdf, axis=-1, dtype=jnp.int32), last)

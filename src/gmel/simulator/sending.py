@@ -7,10 +7,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gmel.physics.queueing import local_queue
 from gmel.simulator.levels import Manner
-from gmel.simulator.links import backhaul_s, cells, download_time_s, interference, reach, transfer_s
+from gmel.simulator.links import backhaul_s, cells, download_time_s, interference, reach_over, transfer_s
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import State
-from gmel.simulator.uploads import in_cells
+from gmel.simulator.uploads import in_cells, uploading
 
 __all__ = ["Sending", "send"]
 
@@ -34,47 +34,37 @@ def send(
 ) -> Sending:
     """Uploads of the requests that are `remote`, all of a slot together (equations (2)-(4))."""
     sizes, requests = plant.switches, state.requests
-    at_server = jnp.arange(sizes.servers)[None, :] == server[:, None]
     cells_of = cells(plant, state.links, requests.device)
-    way = reach(requests, state.links, cells_of)
     cell = server if cells_of is None else jnp.take_along_axis(cells_of, server[:, None], axis=1)[:, 0]
-    at_cell = jnp.arange(sizes.servers)[None, :] == cell[:, None]
-
-    def of_server(table: Float[Array, "requests servers"]) -> Float[Array, "requests"]:
-        return jnp.sum(jnp.where(at_server, table, 0.0), axis=1)
-
+    way = reach_over(requests, state.links, cell)
     users = jnp.ones(())
     if sizes.radio.sharing == "equal":
-        in_flight = jnp.sum(in_cells(state.uploads, sizes.servers), axis=0)
-        in_cell = jnp.sum(at_cell & remote[:, None], axis=0) + in_flight
-        users = jnp.sum(jnp.where(at_cell, in_cell[None, :], 0), axis=1).astype(way.snr.dtype)
-        users = jnp.maximum(users, 1.0)
-    snr = of_server(way.snr)
+        in_cell = in_cells(state.uploads, sizes.servers).at[cell].add(remote.astype(jnp.int32))
+        users = jnp.maximum(in_cell[cell].astype(way.snr.dtype), 1.0)
+    snr = way.snr
     if how.power_ratio is not None:
         snr = snr * how.power_ratio
     if sizes.radio.interference:
         heard = interference(state.links, requests.device, cell, remote, how.power_ratio)
         heard = heard + interference_in_flight(plant, state)
-        snr = snr / (1.0 + jnp.sum(jnp.where(at_cell, heard[None, :], 0.0), axis=1))
-    link_bps = None if way.rate_bps is None else of_server(way.rate_bps)
-    outage_s = of_server(way.outage_s)
-    active_s = transfer_s(plant, requests.size_bit, snr, of_server(way.fade), users, "uplink", link_bps)
-    start_s, sent_s = outage_s, active_s + outage_s
+        snr = snr / (1.0 + heard[cell])
+    active_s = transfer_s(plant, requests.size_bit, snr, way.fade, users, "uplink", way.rate_bps)
+    start_s, sent_s = way.outage_s, active_s + way.outage_s
     if state.radio_backlog_s is not None:
         backlog_s = state.radio_backlog_s[requests.device]
         turn = local_queue(remote, requests.device, backlog_s, sent_s, None)
-        start_s, sent_s = turn.start_s + outage_s, turn.end_s
-    ready_s = sent_s if cells_of is None else sent_s + of_server(backhaul_s(plant, cells_of, requests.size_bit))
+        start_s, sent_s = turn.start_s + way.outage_s, turn.end_s
+    ready_s = sent_s if cells_of is None else sent_s + backhaul_s(plant, cell, server, requests.size_bit)
     download_s = jnp.zeros_like(ready_s)
     if sizes.radio.download:
-        download_s = of_server(download_time_s(plant, requests, state.links, cells_of))
+        back = reach_over(requests, state.links, cell, uplink=False)
+        download_s = download_time_s(plant, requests.bits_out, back, None if cells_of is None else cell, server)
     return Sending(start_s, sent_s, ready_s, download_s, None if cells_of is None else cell)
 
 
 def interference_in_flight(plant: Plant, state: State) -> Float[Array, "servers"]:
     """What each cell hears of the uploads in flight to others, over its noise."""
     tasks = state.uploads
-    using = in_cells(tasks, plant.switches.servers)
     cell = tasks.server if tasks.cell is None else tasks.cell
     ratio = None if tasks.tx_power_w is None else tasks.tx_power_w / plant.device_tx_power_w
-    return interference(state.links, tasks.device, cell, jnp.any(using, axis=1), ratio)
+    return interference(state.links, tasks.device, cell, uploading(tasks), ratio)

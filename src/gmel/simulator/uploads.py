@@ -56,22 +56,22 @@ def on_their_way(tasks: Uploads) -> Bool[Array, "uploads"]:
     return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
 
 
-def in_cells(tasks: Uploads, servers: int) -> Bool[Array, "uploads servers"]:
-    """Which task uses which cell at the slot start."""
+def in_cells(tasks: Uploads, servers: int) -> Int[Array, "servers"]:
+    """How many tasks use each cell at the slot start."""
     cell = tasks.server if tasks.cell is None else tasks.cell
-    return uploading(tasks)[:, None] & (cell[:, None] == jnp.arange(servers)[None, :])
+    return jnp.zeros(servers, jnp.int32).at[cell].add(uploading(tasks).astype(jnp.int32))
 
 
 def keep(
     rows: Uploads, stay: Bool[Array, "rows"], capacity: int, slot_s: Float[Array, ""]
 ) -> tuple[Uploads, Int[Array, ""]]:
     """The rows that stay in flight, moved to the front, seen from the next slot start; and how many did not fit."""
-    position = jnp.cumsum(stay) - 1
-    take = stay[None, :] & (position[None, :] == jnp.arange(capacity)[:, None])
-    source = jnp.argmax(take, axis=1)
+    count = jnp.cumsum(stay, dtype=jnp.int32)
+    places = jnp.where(stay, count - 1, capacity)
+    source = jnp.zeros(capacity, jnp.int32).at[places].set(jnp.arange(stay.shape[0], dtype=jnp.int32), mode="drop")
     kept = jax.tree.map(lambda field: field[source], rows)
     kept = kept._replace(
-        present=jnp.any(take, axis=1),
+        present=jnp.arange(capacity) < count[-1],
         decided_s=kept.decided_s - slot_s,
         generated_s=kept.generated_s - slot_s,
         upload_start_s=kept.upload_start_s - slot_s,
@@ -81,8 +81,7 @@ def keep(
         kept = kept._replace(sent_s=kept.sent_s - slot_s)
     if kept.shared is not None:
         kept = kept._replace(shared=kept.shared._replace(start_s=kept.shared.start_s - slot_s))
-    lost = jnp.maximum(jnp.sum(stay) - capacity, 0)
-    return kept, lost.astype(jnp.int32)
+    return kept, jnp.maximum(count[-1] - capacity, 0)
 
 
 def interrupt(tasks: Uploads, speed: Float[Array, "servers"], failures: Failures | None) -> Uploads:
