@@ -198,12 +198,21 @@ def test_bad_options(plant: Path, capsys: pytest.CaptureFixture[str], options: l
     assert_refused(code, err, words, plant.parent)
 
 
-def test_run_folder_of_another_version(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_left_of_a_refused_run_not_even_the_folder_around_it(
+    plant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = gmel(capsys, "run", plant, "--set", "learning_rat=0.1", "--out", tmp_path / "runs" / "one")
+    assert_refused(code, err, ["learning_rat"], tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "--resume", "--out"], ["report"]])
+def test_run_folder_of_another_version(finished: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     manifest = finished / "manifest.json"
     before = manifest.read_text()
     try:
         manifest.write_text(json.dumps({**json.loads(before), "run_format": 99}))
-        code, _, err = gmel(capsys, "run", "--resume", "--out", finished)
+        code, _, err = gmel(capsys, *command, finished)
     finally:
         manifest.write_text(before)
     assert_refused(code, err, ["run_format", "99"], finished.parent)

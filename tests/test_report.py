@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gmel.evaluation.manifest import RUN_FORMAT
 from gmel.evaluation.report import read_evaluation, render_report
 from gmel.evaluation.schema import interval_of, metric_of, write_evaluation
 from gmel.evaluation.statistics import Interval, gap_closed, t_interval
@@ -178,6 +179,7 @@ def write_run(folder: Path, evaluation: dict[str, Any] | None, metrics: pa.Table
     (folder / "scenario.toml").write_text(SCENARIO, encoding="utf-8")
     facts = {
         "note": "SYNTHETIC TEST DATA",
+        "run_format": RUN_FORMAT,
         "gmel": "0.1.0",
         "seed": 0,
         "git_commit": "0" * 40,
@@ -376,6 +378,7 @@ def test_one_validation_only(tmp_path: Path):
         ("manifest.json", None, "manifest.json: missing"),
         ("manifest.json", b"[1]", "must be a JSON object"),
         ("manifest.json", b"{", "not JSON"),
+        ("manifest.json", b'{"run_format": 99}', "run_format is 99, this gmel reads 1"),
         ("scenario.toml", None, "scenario.toml: missing"),
         ("scenario.toml", b"= 1", "not TOML"),
         ("scenario.toml", b"\xff\xfe", "UTF-8"),

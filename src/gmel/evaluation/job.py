@@ -4,6 +4,7 @@ A run folder is written under a temporary name beside its own and renamed at the
 killed process leaves behind is taken up by `resume`.
 """
 
+import contextlib
 import json
 import math
 import platform
@@ -26,6 +27,7 @@ from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.evaluate import Trained as TrainedEntry
 from gmel.evaluation.evaluate import evaluate, metrics_of
 from gmel.evaluation.ladder import ladder
+from gmel.evaluation.manifest import RUN_FORMAT, read_manifest
 from gmel.evaluation.progress import Reporter
 from gmel.evaluation.report import render_report
 from gmel.evaluation.schema import Evaluation, write_evaluation
@@ -42,7 +44,6 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.build import Environments, build_environments
 
 __all__ = [
-    "RUN_FORMAT",
     "Job",
     "JobResult",
     "evaluation_episodes",
@@ -51,7 +52,6 @@ __all__ = [
     "validation_episodes",
 ]
 
-RUN_FORMAT = 1
 EVALUATION_SEED, VALIDATION_SEED = 1_000, 3_000_000
 
 
@@ -101,6 +101,7 @@ def run_job(scenario: Scenario, job: Job, out: Path, report: Reporter, *, resume
     """
     started = time.monotonic()
     work = out.with_name(f".{out.name}.part")
+    beside = out.parent.exists()
     earlier_s = _prepare(out, work, resume)
     try:
         environments = build_environments(scenario, job.trace)
@@ -125,6 +126,9 @@ def run_job(scenario: Scenario, job: Job, out: Path, report: Reporter, *, resume
             work.replace(out)
         else:
             shutil.rmtree(work, ignore_errors=True)
+            if not beside:
+                with contextlib.suppress(OSError):  # another run may have begun there
+                    out.parent.rmdir()
         raise
     except OSError as error:
         raise InputError(
@@ -143,15 +147,12 @@ def open_run(folder: Path) -> tuple[Scenario, Job]:
     place = folder if folder.is_dir() else part
     if not place.is_dir():
         raise InputError(f"--resume {folder}: no such run folder; give the folder of an interrupted run with --out")
+    read_manifest(place)
     try:
-        manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
         job = json.loads((place / "job.json").read_text(encoding="utf-8"))
         text = (place / "scenario.toml").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: not a run folder ({error}); start a new run") from error
-    version = manifest.get("run_format")
-    if version != RUN_FORMAT:
-        raise InputError(f"{folder}: run_format is {version!r}, this gmel reads {RUN_FORMAT}; start a new run")
     try:
         return parse_scenario(text, f"{folder}/scenario.toml"), Job(**job)
     except TypeError as error:

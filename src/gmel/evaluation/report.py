@@ -4,7 +4,6 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import json
 import math
 import tomllib
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gmel.evaluation import figures
 from gmel.evaluation.figures import Drawing
+from gmel.evaluation.manifest import read_manifest
 from gmel.evaluation.schema import (
     Evaluation,
     Metric,
@@ -209,7 +209,7 @@ def _read_run(run: Path) -> Run:
         # A run that is being written stands under a temporary name beside its own.
         name=run.resolve().name.removeprefix(".").removesuffix(".part"),
         scenario=_read_scenario(run / "scenario.toml"),
-        manifest=_read_manifest(run / "manifest.json"),
+        manifest=read_manifest(run),
         metrics=_read_metrics(run / "metrics.parquet"),
         evaluation=read_evaluation(evaluation) if evaluation.exists() else None,
     )
@@ -222,16 +222,6 @@ def _read_scenario(path: Path) -> str:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML ({error}); copy the scenario of the run there again") from error
     return text
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: Any = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error}); the run has to be repeated") from error
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path}: holds {type(manifest).__name__}, must be a JSON object; the run has to be repeated")
-    return cast("dict[str, Any]", manifest)
 
 
 def _read_metrics(path: Path) -> dict[str, list[float | None]] | None:
