@@ -20,7 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["CHECKS", "Check", "Exact", "Result", "Run", "Sample", "check", "critical_score", "judge"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Exact",
+    "Result",
+    "Run",
+    "Sample",
+    "check",
+    "critical_score",
+    "judge",
+    "largest",
+    "worse",
+]
 
 Floats = NDArray[np.float64]
 Group = Literal["queues", "paths", "radio"]
@@ -62,7 +74,7 @@ class Exact:
 class Run:
     """What a check gets: its own random numbers, and how much to do.
 
-    `replications` independent ones in each of `batches`; `slots` scales the length of exact runs. `shared` keeps what
+    `replications` independent ones in each of `batches`; exact runs are `batches` times as long. `shared` keeps what
     several checks look at, for the length of one validation.
     """
 
@@ -184,6 +196,16 @@ def judge(entry: Check, found: Sample | Exact, comparisons: int, seconds: float)
     detects = (limit + float(stats.norm.ppf(POWER)) * spread) * error / abs(found.expected)
     passed = math.isfinite(score) and abs(score) <= limit
     return Result(*about, found.expected, measured, error, score, limit, detects, found.values.size, passed, seconds)
+
+
+def largest(differences: Floats) -> float:
+    """The largest absolute value; what is not a number counts as infinite."""
+    return float(np.max(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf)))
+
+
+def worse(error: float, *more: Any) -> float:
+    """The larger error; what is not a number counts as infinite."""
+    return max([error, *(abs(float(value)) if np.isfinite(value) else np.inf for value in more)])
 
 
 def _mean_and_error(sample: Sample) -> tuple[float, float, int]:

@@ -20,6 +20,8 @@ from gmel import __version__
 
 # Imported for their checks, which register themselves.
 from gmel.evaluation.progress import Reporter
+from gmel.evaluation.validation import disciplines as _disciplines
+from gmel.evaluation.validation import losses as _losses
 from gmel.evaluation.validation import paths as _paths
 from gmel.evaluation.validation import queues as _queues
 from gmel.evaluation.validation import radio as _radio
@@ -31,7 +33,7 @@ __all__ = ["Validation", "chosen_checks", "markdown_table", "print_table", "vali
 
 THOROUGH_BATCHES = 8
 
-del _paths, _queues, _radio
+del _disciplines, _losses, _paths, _queues, _radio
 
 
 class Validation(TypedDict):
