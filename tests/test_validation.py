@@ -264,7 +264,8 @@ def test_command_prints_a_line_per_check_and_writes_json(capsys: pytest.CaptureF
     assert code == 0
     assert "inf-path-loss" in shown
     assert "2 of 2 checks passed" in shown
-    assert "outage-share" in progress
+    assert "2 checks (0 %)" in progress
+    assert "(100 %)" in progress
     saved = json.loads(out.read_text())
     assert saved["passed"]
     assert [result["name"] for result in saved["results"]] == ["outage-share", "inf-path-loss"]

@@ -135,8 +135,8 @@ def one_gpu_more(right: Any, servers: Any, *others: Any) -> Any:
     return served, after
 
 
-def alone_in_the_cell(right: Any, plant: Any, bits: Any, snr: Any, fade: Any, users: Any, direction: Any) -> Any:
-    return right(plant, bits, snr, fade, jnp.ones_like(users), direction)
+def alone_in_the_cell(right: Any, plant: Any, bits: Any, snr: Any, fade: Any, users: Any, *others: Any) -> Any:
+    return right(plant, bits, snr, fade, jnp.ones_like(users), *others)
 
 
 def no_news(right: Any, old: Any, *others: Any) -> Any:

@@ -11,6 +11,7 @@ drives the simulator and returns a `Sample` (a closed form and one value per ind
 
 import inspect
 import math
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "Run",
     "Sample",
+    "Shared",
     "check",
     "critical_score",
     "judge",
@@ -70,6 +72,21 @@ class Exact:
     compared: int
 
 
+class Shared:
+    """What several checks look at, each made once, by the first that asks for it; checks may run side by side."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    def once(self, key: str, make: Callable[[], Value]) -> Value:
+        """The value of `make`. Who asks while it is being made waits for it."""
+        with self._locks.setdefault(key, threading.Lock()):
+            if key not in self._values:
+                self._values[key] = make()
+            return self._values[key]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a check gets: its own random numbers, and how much to do.
@@ -82,7 +99,7 @@ class Run:
     name: str = ""
     replications: int = 64
     batches: int = 1
-    shared: dict[str, Any] = field(default_factory=dict[str, Any])
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def random(self) -> np.random.Generator:
@@ -91,9 +108,7 @@ class Run:
 
     def once(self, key: str, make: Callable[[], Value]) -> Value:
         """The value of `make`, made by the first check that asks for it."""
-        if key not in self.shared:
-            self.shared[key] = make()
-        return self.shared[key]
+        return self.shared.once(key, make)
 
     def repeat(self, batch: Callable[[np.random.Generator], tuple[Floats, ...]]) -> tuple[Floats, ...]:
         """What all batches gave, one after the other; each call gives arrays with a row per replication."""

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 PLACES, PLACES_LOAD = 4, 1.2
 """Places of a bounded queue, and its load: more than it can do, since it turns tasks away."""
-PLACES_SLOTS = 1500
+PLACES_SLOTS = 1000
 CAPACITY, CAPACITY_OFFERED = 4, 2.5
 """Tasks that a server with a capacity holds at once, and work that comes a second."""
 CAPACITY_SLOTS = 3000

@@ -329,8 +329,8 @@ def run_path(scenario: Scenario, seed: int, slots: int = SLOTS, drain: int = DRA
         environment = Environment.from_scenario(scenario)
         shape = (slots + drain, environment.requests)
         wanted = np.random.default_rng(seed).integers(0, environment.servers + 1, shape)
-        start = environment.reset(seeds(seed, 1)[0])
-        last, seen = jax.device_get(_episode(environment, start, jnp.asarray(wanted, jnp.int32), slots))
+        played = _episode(environment, seeds(seed, 1)[0], jnp.asarray(wanted, jnp.int32), slots)
+        start, last, seen = jax.device_get(played)
         requests, actions, outcome, servers, in_flight, seen_s, reward = seen
         records = task_records(outcome, scenario.slot.length_s)
         row = _rows(outcome)
@@ -353,7 +353,7 @@ def run_path(scenario: Scenario, seed: int, slots: int = SLOTS, drain: int = DRA
         raise RuntimeError(f"{scenario.name}: not empty after {drain} slots without requests")
     return Path(
         scenario=scenario,
-        links=jax.device_get(start.links),
+        links=start.links,
         requests=requests,
         actions=np.asarray(actions, np.int64),
         records=records,
@@ -422,7 +422,8 @@ def _with_last(slots: Any, last: Any) -> NDArray[Any]:
 
 
 @eqx.filter_jit
-def _episode(environment: Environment, start: State, actions: Any, slots: int) -> Any:
+def _episode(environment: Environment, seed: Any, actions: Any, slots: int) -> Any:
+    """State at the reset and at the end, and what every slot showed."""
     servers = jnp.arange(environment.servers)
 
     def slot(state: State, action: Any) -> tuple[State, Any]:
@@ -437,4 +438,6 @@ def _episode(environment: Environment, start: State, actions: Any, slots: int) -
         after, reward, outcome = environment.step(state, action)
         return after, (state.requests, action, outcome, _gpus(state), jnp.sum(at_server, axis=0), seen, reward.team)
 
-    return jax.lax.scan(slot, start, actions)
+    start = environment.reset(seed)
+    last, seen = jax.lax.scan(slot, start, actions)
+    return start, last, seen
