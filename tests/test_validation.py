@@ -162,7 +162,7 @@ def test_exact_runs_go_through_every_feature() -> None:
     assert set(records.option.tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("on_overload", ["crash", "reject"])
+@pytest.mark.parametrize("on_overload", ["crash", pytest.param("reject", marks=pytest.mark.slow)])
 def test_exact_runs_overload_servers_with_a_capacity(on_overload: str) -> None:
     path = run_path(hosting_plant(on_overload), 3)
     records = path.records
@@ -250,6 +250,18 @@ def test_thorough_does_more_of_the_same() -> None:
     assert (quick["thorough"], thorough["thorough"]) == (False, True)
 
 
+@pytest.mark.parametrize("runs", [recording.hall, recording.everything, recording.crashing, recording.gangs])
+def test_exact_runs_have_as_many_slots_as_they_are_told(
+    runs: Callable[[Run], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(recording, "run_path", lambda scenario, seed, slots: asked.append(slots))
+    runs(Run(0))
+    runs(Run(0, batches=8))
+    assert asked == [SLOTS, 8 * SLOTS]
+
+
+@pytest.mark.slow
 def test_thorough_makes_exact_runs_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight times as long; here of a short run."""
     monkeypatch.setattr(recording, "SLOTS", SLOTS // 8)

@@ -242,7 +242,7 @@ deadline_s = { low = 4.0, high = 12.0 }
 deadline = "drop"
 noise_sigma = 0.2
 [arrivals]
-load = 0.3
+load = 0.4
 max_per_slot = 16
 [reward]
 miss = 0.5
