@@ -12,7 +12,9 @@ __all__ = ["validate"]
 
 
 def validate(
-    thorough: Annotated[bool, typer.Option("--thorough", help="Eight times the replications.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Eight times the replications; longer exact runs.")
+    ] = False,
     only: Annotated[str, typer.Option(help="Checks or groups, separated by commas; default: all.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the verdicts as JSON into this file.")] = None,

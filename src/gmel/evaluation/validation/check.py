@@ -11,6 +11,7 @@ drives the simulator and returns a `Sample` (a closed form and one value per ind
 
 import inspect
 import math
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["CHECKS", "Check", "Exact", "Result", "Run", "Sample", "check", "critical_score", "judge"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Exact",
+    "Result",
+    "Run",
+    "Sample",
+    "Shared",
+    "check",
+    "critical_score",
+    "judge",
+    "largest",
+    "worse",
+]
 
 Floats = NDArray[np.float64]
 Group = Literal["queues", "paths", "radio"]
@@ -58,11 +72,26 @@ class Exact:
     compared: int
 
 
+class Shared:
+    """What several checks look at, each made once, by the first that asks for it; checks may run side by side."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    def once(self, key: str, make: Callable[[], Value]) -> Value:
+        """The value of `make`. Who asks while it is being made waits for it."""
+        with self._locks.setdefault(key, threading.Lock()):
+            if key not in self._values:
+                self._values[key] = make()
+            return self._values[key]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a check gets: its own random numbers, and how much to do.
 
-    `replications` independent ones in each of `batches`; `slots` scales the length of exact runs. `shared` keeps what
+    `replications` independent ones in each of `batches`; exact runs are `batches` times as long. `shared` keeps what
     several checks look at, for the length of one validation.
     """
 
@@ -70,7 +99,7 @@ class Run:
     name: str = ""
     replications: int = 64
     batches: int = 1
-    shared: dict[str, Any] = field(default_factory=dict[str, Any])
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def random(self) -> np.random.Generator:
@@ -79,9 +108,7 @@ class Run:
 
     def once(self, key: str, make: Callable[[], Value]) -> Value:
         """The value of `make`, made by the first check that asks for it."""
-        if key not in self.shared:
-            self.shared[key] = make()
-        return self.shared[key]
+        return self.shared.once(key, make)
 
     def repeat(self, batch: Callable[[np.random.Generator], tuple[Floats, ...]]) -> tuple[Floats, ...]:
         """What all batches gave, one after the other; each call gives arrays with a row per replication."""
@@ -184,6 +211,16 @@ def judge(entry: Check, found: Sample | Exact, comparisons: int, seconds: float)
     detects = (limit + float(stats.norm.ppf(POWER)) * spread) * error / abs(found.expected)
     passed = math.isfinite(score) and abs(score) <= limit
     return Result(*about, found.expected, measured, error, score, limit, detects, found.values.size, passed, seconds)
+
+
+def largest(differences: Floats) -> float:
+    """The largest absolute value; what is not a number counts as infinite."""
+    return float(np.max(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf)))
+
+
+def worse(error: float, *more: Any) -> float:
+    """The larger error; what is not a number counts as infinite."""
+    return max([error, *(abs(float(value)) if np.isfinite(value) else np.inf for value in more)])
 
 
 def _mean_and_error(sample: Sample) -> tuple[float, float, int]:

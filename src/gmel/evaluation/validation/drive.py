@@ -16,13 +16,28 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gmel.policies.policy import Policy
-from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Service, Slot, Spread, Tasks
+from gmel.scenario.schema import (
+    Arrivals,
+    Choice,
+    Devices,
+    GenerationModel,
+    Radio,
+    Range,
+    Scenario,
+    Server,
+    Service,
+    Slot,
+    Spread,
+    Tasks,
+)
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import Outcome, Requests, State
 
 __all__ = [
     "NEVER_S",
+    "ONE_STEP",
     "Instants",
+    "Law",
     "Measure",
     "drive",
     "drive_drawn",
@@ -41,6 +56,18 @@ Measure = Callable[[Outcome], tuple[Float[Array, "..."], Float[Array, "..."]]]
 
 NEVER_S = 1e6
 """A deadline that is never met in a run; finite in float32."""
+
+
+ONE_STEP = GenerationModel(
+    name="one step",
+    popularity=1.0,
+    fixed_work=1.0,
+    steps=Choice(values=[1.0], weights=[1.0]),
+    images=Choice(values=[1.0], weights=[1.0]),
+    memory_gb=1.0,
+    bits_in=Range(low=0.0, high=0.0),
+)
+"""Asks for one denoising step, one unit of the capacity of a server."""
 
 
 class Instants(NamedTuple):
@@ -64,25 +91,45 @@ def queue_plant(
     noise_sigma: float = 0.0,
     drop: bool = False,
     age: int = 0,
-    discipline: Literal["fifo", "sharing", "batching"] = "fifo",
+    discipline: Literal["fifo", "sharing", "batching", "capacity", "gang"] = "fifo",
     concurrency: int | None = None,
     round_share: float = 1.0,
+    places: int | None = None,
+    capacity: float | None = None,
+    on_overload: Literal["crash", "reject"] = "crash",
+    models: list[GenerationModel] | None = None,
 ) -> Scenario:
-    """Alike servers of speed 1 behind links that cost no time; the device itself is far too slow to be chosen."""
+    """Alike servers of speed 1 behind links that cost no time; the device itself is far too slow to be chosen.
+
+    With a `capacity` the tasks take one unit each; with `models` requests are drawn from them.
+    """
+    if discipline == "capacity" and models is None:
+        models = [ONE_STEP]
+    asked: dict[str, Any] = {"kind": "catalogue"}
+    if models is None:
+        bits = Range(low=0.0, high=0.0)
+        asked = {"kind": "uniform", "work": Range(low=work[0], high=work[1]), "bits_in": bits}
     return Scenario(
         name="queue",
         slot=Slot(length_s=slot_s, broadcast_age_slots=age),
         devices=Devices(count=1, speed=Spread.constant(1e-6)),
         servers=[
-            Server(name=f"S{number}", speed=1.0, gpus=gpus, concurrency=concurrency, round_share=round_share)
+            Server(
+                name=f"S{number}",
+                speed=1.0,
+                gpus=gpus,
+                concurrency=concurrency,
+                round_share=round_share,
+                places=places,
+                capacity=capacity,
+            )
             for number in range(servers)
         ],
-        service=Service(discipline=discipline),
+        service=Service(discipline=discipline, on_overload=on_overload),
+        models=models or [],
         radio=Radio(model="uniform-snr", rate="shannon", fading="none", floor="clip", sharing="none", download=False),
         tasks=Tasks(
-            kind="uniform",
-            work=Range(low=work[0], high=work[1]),
-            bits_in=Range(low=0.0, high=0.0),
+            **asked,
             deadline_s=Range(low=NEVER_S, high=NEVER_S),
             deadline="drop" if drop else "late",
             noise_sigma=noise_sigma,
@@ -185,7 +232,10 @@ def drive_policy(
 
 
 def explicit(environment: Environment, present: Any, ready_s: Any, work: Any, deadline_s: Any) -> Requests:
-    """Requests of device 0 whose uploads end `ready_s` after the slot start at whatever server they choose."""
+    """Requests of device 0 whose uploads end `ready_s` after the slot start at whatever server they choose.
+
+    Where servers have a capacity they take one unit of it.
+    """
     zero = jnp.zeros_like(work)
     index = jnp.zeros(work.shape, jnp.int32)
     per_server = jnp.broadcast_to(zero[:, None], (work.shape[0], environment.servers))
@@ -202,6 +252,7 @@ def explicit(environment: Environment, present: Any, ready_s: Any, work: Any, de
         deadline_s=deadline_s,
         fade=per_server + 1.0,
         outage_s=per_server + ready_s[:, None],
+        steps=zero + 1.0 if environment.plant.switches.discipline == "capacity" else None,
     )
 
 

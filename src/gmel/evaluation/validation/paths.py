@@ -1,216 +1,36 @@
 """Exact checks, path by path: every task of a run computed again from the rules, in double precision and plain Python.
 
-Two plants, each with random decisions: `hall-20x5` (one GPU per server) and a small one with everything switched on
-(several GPUs, model memory, discarded tasks, noise, shared cells, outage, downloads). After the traffic both run until
-they are empty.
+The runs are those of `recording.py`.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
-from gmel.evaluation.validation.check import Exact, Run, check
+from gmel.evaluation.validation.check import Exact, Run, check, largest, worse
 from gmel.evaluation.validation.drive import NEVER_S, explicit, queue_plant
+from gmel.evaluation.validation.recording import (
+    SLOTS,
+    TOLERANCE_S,
+    Path,
+    crashing,
+    everything,
+    gangs,
+    hall,
+    rejecting,
+    run_path,
+)
 from gmel.physics.radio import MCS_EFFICIENCIES, MCS_SNR_THRESHOLDS
 from gmel.policies.rules import Greedy
-from gmel.scenario.load import load_scenario, parse_scenario
-from gmel.scenario.schema import Scenario
+from gmel.scenario.load import load_scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.links import least_snr
-from gmel.simulator.records import Records, task_records
-from gmel.simulator.state import Links, Outcome, Requests, State, option
-
-__all__ = ["Path", "everything_plant", "run_path"]
-
-Floats = NDArray[np.float64]
-
-TOLERANCE_S = 1e-9
-SLOTS, DRAIN_SLOTS = 400, 400
-
-EVERYTHING = """
-name = "everything"
-switching = true
-max_uploads = 64
-[slot]
-length_s = 0.5
-broadcast_age_slots = 2
-[devices]
-count = 6
-speed = 0.5
-[[servers]]
-name = "A"
-speed = 2.0
-gpus = 2
-memory_gb = 10.0
-[[servers]]
-name = "B"
-speed = 3.0
-memory_gb = 12.0
-[[servers]]
-name = "C"
-speed = 1.0
-gpus = 3
-memory_gb = 24.0
-[radio]
-model = "inf"
-bandwidth_hz = 2e6
-rate = "nr-mcs"
-fading = "block"
-floor = "outage"
-floor_snr_db = 15.0
-sharing = "equal"
-download = true
-noise_figure_db = 35.0
-[[models]]
-name = "small"
-popularity = 2.0
-step_work = 0.02
-fixed_work = 0.1
-steps = { values = [20.0, 40.0], weights = [1.0, 2.0] }
-images = { values = [1.0, 2.0], weights = [3.0, 1.0] }
-memory_gb = 4.0
-bits_in = { low = 1e6, high = 4e6 }
-bits_out_per_image = 2e6
-load = { warm_median_s = 0.5, cold_median_s = 2.0, sigma = 0.3 }
-[[models]]
-name = "large"
-popularity = 1.0
-step_work = 0.03
-steps = { values = [30.0], weights = [1.0] }
-images = { values = [1.0], weights = [1.0] }
-memory_gb = 10.0
-bits_in = { low = 1e6, high = 8e6 }
-bits_out_per_image = 4e6
-load = { warm_median_s = 1.0, cold_median_s = 4.0, sigma = 0.3 }
-[[models]]
-name = "medium"
-popularity = 3.0
-step_work = 0.025
-steps = { values = [30.0], weights = [1.0] }
-images = { values = [1.0], weights = [1.0] }
-memory_gb = 6.0
-bits_in = { low = 1e6, high = 1e6 }
-load = { warm_median_s = 0.4, cold_median_s = 1.0, sigma = 0.3 }
-[tasks]
-kind = "catalogue"
-deadline_s = { low = 2.0, high = 8.0 }
-deadline = "drop"
-noise_sigma = 0.2
-[arrivals]
-load = 0.8
-max_per_slot = 16
-[reward]
-miss = 0.5
-energy = 0.1
-"""
-
-
-@dataclass(frozen=True)
-class Path:
-    """What a run showed. Arrays of slots hold the state before the step and the outcome after it.
-
-    Of each task in `records`, `service_s` and `load_s` are what its requests say, not what the outcome says.
-    """
-
-    scenario: Scenario
-    links: Links
-    requests: Requests
-    actions: NDArray[np.int64]
-    records: Records
-    service_s: Floats
-    load_s: Floats
-    row: NDArray[np.int64]
-    wait_s: Floats
-    """Time until a GPU is free [slots + 1, servers], as the state has it."""
-    in_flight: NDArray[np.int64]
-    """Uploads in flight per server at each slot start [slots, servers], as the state has them."""
-    seen_s: Floats
-    """What observations said of the servers at each slot start [slots, servers]."""
-    team_reward: Floats
-    resident: NDArray[np.bool_]
-    """Models resident at the start [servers, models]."""
-    left: int
-    lost: int
-
-    @property
-    def slot_s(self) -> float:
-        """Length of a slot in seconds."""
-        return self.scenario.slot.length_s
-
-    def at_server(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each server with its tasks in the order in which it must serve them: by the end of the upload.
-
-        Ends that are equal but for rounding (alike uploads at a rate of the table, decided whole slots apart) may be
-        served in either order; there the order of service is taken as it was.
-        """
-        records = self.records
-        for server in range(len(self.scenario.servers)):
-            own = np.nonzero(records.option == server + 1)[0]
-            own = own[np.argsort(records.upload_end_s[own], kind="stable")]
-            instant = np.cumsum(np.diff(records.upload_end_s[own], prepend=0.0) > TOLERANCE_S)
-            yield server, own[np.lexsort((self.row[own], records.decided_slot[own], records.start_s[own], instant))]
-
-
-def everything_plant() -> Scenario:
-    """The small plant with everything switched on."""
-    return parse_scenario(EVERYTHING, "everything plant")
-
-
-def run_path(scenario: Scenario, seed: int, slots: int = SLOTS, drain: int = DRAIN_SLOTS, double: bool = True) -> Path:
-    """Random allowed decisions for `slots` slots, then slots without requests until the plant is empty.
-
-    Raises:
-        RuntimeError: it was not empty at the end.
-    """
-    with jax.enable_x64(double):
-        environment = Environment.from_scenario(scenario)
-        shape = (slots + drain, environment.requests)
-        wanted = np.random.default_rng(seed).integers(0, environment.servers + 1, shape)
-        start = environment.reset(seeds(seed, 1)[0])
-        last, seen = jax.device_get(_episode(environment, start, jnp.asarray(wanted, jnp.int32), slots))
-        requests, actions, outcome, wait_s, in_flight, seen_s, reward = seen
-        records = task_records(outcome, scenario.slot.length_s)
-        row = _rows(outcome)
-        at = (records.decided_slot, row)
-        speeds = np.array([scenario.devices.speed.mean, *(server.speed for server in scenario.servers)])
-        work = np.asarray(requests.work, float)[at] * np.asarray(requests.noise, float)[at]
-        last_wait_s = np.asarray(last.servers.free_s, float).min(axis=1)
-    if np.any(last_wait_s > 0) or np.any(last.device_backlog_s > 0) or np.any(last.uploads.present):
-        raise RuntimeError(f"{scenario.name}: not empty after {drain} slots without requests")
-    return Path(
-        scenario=scenario,
-        links=jax.device_get(start.links),
-        requests=requests,
-        actions=np.asarray(actions, np.int64),
-        records=records,
-        service_s=work / speeds[records.option],
-        load_s=np.asarray(requests.load_s, float)[at],
-        row=row,
-        wait_s=np.concatenate([np.asarray(wait_s, float), last_wait_s[None]]),
-        in_flight=np.asarray(in_flight, np.int64),
-        seen_s=np.asarray(seen_s, float),
-        team_reward=np.asarray(reward, float),
-        resident=np.asarray(start.servers.resident),
-        left=int(last.uploads.present.sum()),
-        lost=int(last.lost),
-    )
-
-
-def hall(run: Run) -> Path:
-    """The run of `hall-20x5` that these checks share."""
-    return run.once("hall", lambda: run_path(load_scenario("hall-20x5", 0.6), run.seed))
-
-
-def everything(run: Run) -> Path:
-    """The run of the plant with everything switched on."""
-    return run.once("everything", lambda: run_path(everything_plant(), run.seed))
+from gmel.simulator.state import State
 
 
 @check("lindley", "paths")
@@ -226,7 +46,7 @@ def lindley(run: Run) -> Exact:
         for task in tasks.tolist():
             start_s = max(float(path.records.upload_end_s[task]), free_s)
             free_s = start_s + float(path.service_s[task])
-            error = _worse(error, path.records.start_s[task] - start_s, path.records.end_s[task] - free_s)
+            error = worse(error, path.records.start_s[task] - start_s, path.records.end_s[task] - free_s)
             compared += 1
     return Exact(error, TOLERANCE_S, compared)
 
@@ -245,7 +65,7 @@ def device_lindley(run: Run) -> Exact:
         device = int(path.records.device[task])
         start_s = max(float(path.records.decided_s[task]), free_s[device])
         free_s[device] = start_s + float(path.service_s[task])
-        error = _worse(error, path.records.start_s[task] - start_s, path.records.end_s[task] - free_s[device])
+        error = worse(error, path.records.start_s[task] - start_s, path.records.end_s[task] - free_s[device])
         compared += 1
     return Exact(error, TOLERANCE_S, compared)
 
@@ -269,7 +89,7 @@ def kiefer_wolfowitz(run: Run) -> Exact:
             gpu = int(np.argmin(free_s))
             start_s = max(float(records.upload_end_s[task]), free_s[gpu])
             dropped = start_s > records.generated_s[task] + records.deadline_s[task]
-            error = _worse(error, float(dropped != records.dropped[task]))
+            error = worse(error, float(dropped != records.dropped[task]))
             compared += 1
             if dropped:
                 continue
@@ -282,7 +102,7 @@ def kiefer_wolfowitz(run: Run) -> Exact:
                     held.pop(0)
             held.append(model)
             free_s[gpu] = start_s + load_s + float(path.service_s[task])
-            error = _worse(
+            error = worse(
                 error,
                 records.start_s[task] - start_s,
                 records.switch_s[task] - load_s,
@@ -298,7 +118,7 @@ def tasks_conserved(run: Run) -> Exact:
     Source: counting
     """
     errors, compared = 0, 0
-    for path in (hall(run), everything(run)):
+    for path in _all(run):
         slots, rows = np.nonzero(path.requests.present)
         asked = Counter(zip(slots.tolist(), rows.tolist(), strict=True))
         found = Counter(zip(path.records.decided_slot.tolist(), path.row.tolist(), strict=True))
@@ -317,7 +137,7 @@ def work_conserved(run: Run) -> Exact:
     error, compared = 0.0, 0
     for server, _, _, end_s, after_s in _virtual_work(path):
         del server
-        error = _worse(error, end_s - after_s)
+        error = worse(error, end_s - after_s)
         compared += 1
     return Exact(error, TOLERANCE_S, compared)
 
@@ -384,7 +204,7 @@ def latency_parts(run: Run) -> Exact:
     Source: equation (11)
     """
     error, compared = 0.0, 0
-    for path in (hall(run), everything(run)):
+    for path in _all(run):
         records = path.records
         through_s = records.end_s - records.generated_s + records.download_s
         waited_s = records.decided_s - records.generated_s
@@ -400,7 +220,7 @@ def latency_parts(run: Run) -> Exact:
                 ),
             ),
         )
-        error = _worse(error, _largest(records.latency_s - expected_s), _largest(parts))
+        error = worse(error, largest(records.latency_s - expected_s), largest(parts))
         compared += len(records)
     return Exact(error, TOLERANCE_S, compared)
 
@@ -430,7 +250,7 @@ def energy_again(run: Run) -> Exact:
                 + spec.power_w * records.service_s[task]
                 + spec.switch_power_w * records.switch_s[task]
             )
-        error = _worse(error, records.energy_j[task] - expected)
+        error = worse(error, records.energy_j[task] - expected)
     return Exact(error, 1e-8, len(records))
 
 
@@ -441,13 +261,13 @@ def rewards_telescope(run: Run) -> Exact:
     Source: equation (15) on the records; docs/model.md, projected reward and its sum
     """
     error, compared = 0.0, 0
-    for path in (hall(run), everything(run)):
+    for path in _all(run):
         records, weights = path.records, path.scenario.reward
         scale_s = records.deadline_s if weights.latency_scale_s is None else weights.latency_scale_s
         cost = weights.latency * np.minimum(records.latency_s / scale_s, weights.clip)
         cost += weights.miss * ((records.latency_s > records.deadline_s) | records.dropped)
         cost += weights.energy * records.energy_j / weights.energy_scale_j
-        error = _worse(error, path.team_reward.sum() / -cost.sum() - 1.0)
+        error = worse(error, path.team_reward.sum() / -cost.sum() - 1.0)
         compared += len(records)
     return Exact(error, 1e-9, compared)
 
@@ -474,7 +294,7 @@ def shared_cell(run: Run) -> Exact:
         upload_s = outage_s[slot, row, server] + bits[slot, row] / max(rate, 1.0)
         # Relative for links that carry almost nothing.
         seen_s = records.upload_end_s[task] - records.decided_s[task]
-        error = _worse(error, (seen_s - upload_s) / max(1.0, upload_s))
+        error = worse(error, (seen_s - upload_s) / max(1.0, upload_s))
         compared += 1
     return Exact(error, TOLERANCE_S, compared)
 
@@ -503,7 +323,7 @@ def bulletin_age(run: Run) -> Exact:
     path = everything(run)
     age = path.scenario.slot.broadcast_age_slots
     then = np.concatenate([np.zeros((age, path.wait_s.shape[1])), path.wait_s[: -age - 1]])
-    return Exact(_largest(path.seen_s - then), TOLERANCE_S, path.seen_s.size)
+    return Exact(largest(path.seen_s - then), TOLERANCE_S, path.seen_s.size)
 
 
 @check("herding-by-age", "paths")
@@ -521,7 +341,7 @@ def herding_by_age(run: Run) -> Exact:
         wait_s = np.asarray(_greedy_batches(environment, service_s, servers * (age + 1)))
     place = np.arange(servers * (age + 1)) % (age + 1)
     expected_s = place[:, None] * (batch * service_s - slot_s) + service_s * np.arange(batch)
-    return Exact(_largest(wait_s - expected_s), TOLERANCE_S, wait_s.size)
+    return Exact(largest(wait_s - expected_s), TOLERANCE_S, wait_s.size)
 
 
 @check("single-precision", "paths")
@@ -530,11 +350,16 @@ def single_precision(run: Run) -> Exact:
 
     Source: rounding of backlogs of minutes in float32, 1e-5 s a slot
     """
-    double = hall(run).records.latency_s
+    # Not longer when thorough: of so many tasks two might end their uploads closer together than float32 tells apart.
+    double = hall(run, SLOTS).records.latency_s
     single = run_path(load_scenario("hall-20x5", 0.6), run.seed, double=False).records.latency_s
     if single.shape != double.shape:
         return Exact(np.inf, 2e-3, double.size)
-    return Exact(_largest(single - double), 2e-3, double.size)
+    return Exact(largest(single - double), 2e-3, double.size)
+
+
+def _all(run: Run) -> tuple[Path, ...]:
+    return hall(run), everything(run), crashing(run), rejecting(run), gangs(run)
 
 
 def _virtual_work(path: Path) -> Iterator[tuple[int, float, float, float, float]]:
@@ -553,43 +378,6 @@ def _virtual_work(path: Path) -> Iterator[tuple[int, float, float, float, float]
                 area += 0.5 * (left_s**2 - fallen_s**2)
                 left_s, clock_s = fallen_s + service_s, now_s
             yield server, area, before_s, left_s, float(path.wait_s[slot + 1, server])
-
-
-def _rows(outcome: Outcome) -> NDArray[np.int64]:
-    """Row of the request table of every record, in the order of `task_records`."""
-    final = np.asarray(outcome.final)
-    decided, row = np.asarray(outcome.decided_slot)[final], np.asarray(outcome.row)[final]
-    return row[np.lexsort((row, decided))].astype(np.int64)
-
-
-def _largest(differences: Floats) -> float:
-    """The largest absolute value; what is not a number counts as infinite."""
-    return float(np.max(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf)))
-
-
-def _worse(error: float, *more: Any) -> float:
-    """The larger error; what is not a number counts as infinite."""
-    return max([error, *(abs(float(value)) if np.isfinite(value) else np.inf for value in more)])
-
-
-@eqx.filter_jit
-def _episode(environment: Environment, start: State, actions: Any, slots: int) -> Any:
-    servers = jnp.arange(environment.servers)
-
-    def slot(state: State, action: Any) -> tuple[State, Any]:
-        present = state.requests.present & (state.slot < slots)
-        state = state._replace(requests=state.requests._replace(present=present))
-        observation = environment.observe(state)
-        # A dead link would keep its upload for hours: what the mask forbids runs on the device.
-        allowed = jnp.take_along_axis(observation.mask, action[:, None], axis=1)[:, 0]
-        action = jnp.where(allowed, action, 0)
-        seen = option(observation, "backlog_s")[0, 1:]
-        at_server = state.uploads.present[:, None] & (state.uploads.server[:, None] == servers)
-        wait_s = jnp.min(state.servers.free_s, axis=1)
-        after, reward, outcome = environment.step(state, action)
-        return after, (state.requests, action, outcome, wait_s, jnp.sum(at_server, axis=0), seen, reward.team)
-
-    return jax.lax.scan(slot, start, actions)
 
 
 @eqx.filter_jit

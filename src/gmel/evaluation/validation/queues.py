@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
-from scipy import integrate
 
 from gmel.evaluation.validation.check import Run, Sample, check
+from gmel.evaluation.validation.closed_forms import (
+    birth_death_sojourn_s,
+    erlang_c_wait_s,
+    least_loaded_wait_s,
+    pollaczek_khinchine_s,
+)
 from gmel.evaluation.validation.drive import (
-    NEVER_S,
-    Instants,
+    ONE_STEP,
     Law,
-    Measure,
     drive,
     drive_drawn,
     drive_policy,
@@ -29,98 +32,35 @@ from gmel.evaluation.validation.drive import (
     task_mean,
     waits,
 )
+from gmel.evaluation.validation.one_server import (
+    LOAD,
+    PER_SLOT,
+    SLOT_S,
+    SLOTS,
+    WARMUP_SLOTS,
+    constant,
+    erlang_2,
+    explicit_sample,
+    exponential,
+    hyperexponential,
+    offered,
+)
 from gmel.policies.policy import Policy
 from gmel.policies.rules import Greedy, LeastExpectedDelay, Proportional
+from gmel.scenario.demand import Gang
 from gmel.simulator.environment import Environment
 from gmel.simulator.state import Outcome
 
-__all__ = ["birth_death_sojourn_s", "erlang_b", "erlang_c_wait_s", "least_loaded_wait_s", "pollaczek_khinchine_s"]
+__all__: list[str] = []
 
 Floats = NDArray[np.float64]
 
-LOAD = 0.6
-"""Work per second of a server of speed 1. Mean work is 1, so this is the rate of arrivals as well."""
-PER_SLOT = 2.0
-SLOT_S = PER_SLOT / LOAD
-SLOTS = 8000
 SHARED_SLOTS = 1500
 SHARED_ROWS = 80
 """Places for tasks at a server that shares its time."""
+GANG_SLOTS = 3000
 BATCH_RATE_PER_S = 1.0
 """Arrivals at a server that does 1.6 tasks of mean work 1 per second in batches of 4."""
-WARMUP_SLOTS = 200
-"""About 400 mean services; a queue at this load forgets in about twenty (1 / (1 - sqrt(load))^2)."""
-
-
-def pollaczek_khinchine_s(rate_per_s: float, mean_s: float, second_moment_s2: float) -> float:
-    """Mean wait of M/G/1 in seconds, from the first two moments of the service time."""
-    return rate_per_s * second_moment_s2 / (2.0 * (1.0 - rate_per_s * mean_s))
-
-
-def erlang_b(offered: float, servers: int) -> float:
-    """Probability of loss of M/G/c/c, by the recursion over the number of servers."""
-    loss = 1.0
-    for count in range(1, servers + 1):
-        loss = offered * loss / (count + offered * loss)
-    return loss
-
-
-def erlang_c_wait_s(rate_per_s: float, servers: int, mean_s: float = 1.0) -> float:
-    """Mean wait of M/M/c in seconds."""
-    offered = rate_per_s * mean_s
-    loss = erlang_b(offered, servers)
-    waiting = loss / (1.0 - offered / servers * (1.0 - loss))
-    return waiting * mean_s / (servers - offered)
-
-
-def birth_death_sojourn_s(rate_per_s: float, limit: int, beta: float) -> float:
-    """Mean sojourn with exponential work of mean 1: n tasks progress at 1 / (1 + beta (n - 1)) each, `limit` at most.
-
-    Stationary law p_n ~ prod rate / (n r(n)); beyond the limit a geometric tail. Little's law gives the sojourn.
-    """
-    weight, total, number = 1.0, 1.0, 0.0
-    for count in range(1, 2000):
-        busy = min(count, limit)
-        weight *= rate_per_s * (1.0 + beta * (busy - 1)) / busy
-        total, number = total + weight, number + count * weight
-    return number / total / rate_per_s
-
-
-def least_loaded_wait_s(load: float, choices: int) -> float:
-    """Mean wait with exponential work of mean 1 on the least loaded of `choices` >= 2 random servers of very many.
-
-    The share F(w) of servers with more than w of work solves the Bernoulli equation F' = -F + load F^d, F(0) = load:
-    F(w) = (load + (load^(1 - d) - load) e^((d - 1) w))^(1 / (1 - d)). A task waits longer than w if all its choices do.
-    """
-    power = 1.0 / (1.0 - choices)
-
-    def all_above(wait_s: float) -> float:
-        grown = math.exp((choices - 1) * wait_s)
-        return (load + (load ** (1 - choices) - load) * grown) ** (choices * power)
-
-    return float(integrate.quad(all_above, 0.0, 60.0, limit=200)[0])
-
-
-def exponential(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Work of mean 1, second moment 2."""
-    return random.standard_exponential(shape)
-
-
-def constant(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Work of 1."""
-    del random
-    return np.ones(shape)
-
-
-def erlang_2(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Work of mean 1, second moment 1.5."""
-    return random.gamma(2.0, 0.5, shape)
-
-
-def hyperexponential(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Work of mean 1, second moment 3: exponential with mean 1 + or - sqrt(1/2), each for half of the tasks."""
-    spread = math.sqrt(0.5)
-    return random.standard_exponential(shape) * np.where(random.random(shape) < 0.5, 1.0 + spread, 1.0 - spread)
 
 
 @check("mm1-wait", "queues")
@@ -129,7 +69,7 @@ def mm1_wait(run: Run) -> Sample:
 
     Source: Kleinrock, Queueing Systems I, 1975, section 3.2
     """
-    return _explicit(run, LOAD / (1.0 - LOAD), exponential)
+    return explicit_sample(run, LOAD / (1.0 - LOAD), exponential)
 
 
 @check("mm1-waiting", "queues")
@@ -138,7 +78,7 @@ def mm1_waiting(run: Run) -> Sample:
 
     Source: Kleinrock, Queueing Systems I, 1975, section 5.12
     """
-    return _explicit(run, LOAD * math.exp(-2.0 * (1.0 - LOAD)), exponential, measure=_waited_two)
+    return explicit_sample(run, LOAD * math.exp(-2.0 * (1.0 - LOAD)), exponential, measure=_waited_two)
 
 
 @check("md1-wait", "queues")
@@ -147,7 +87,7 @@ def md1_wait(run: Run) -> Sample:
 
     Source: Pollaczek 1930, Khinchine 1932
     """
-    return _explicit(run, pollaczek_khinchine_s(LOAD, 1.0, 1.0), constant)
+    return explicit_sample(run, pollaczek_khinchine_s(LOAD, 1.0, 1.0), constant)
 
 
 @check("mg1-erlang", "queues")
@@ -156,7 +96,7 @@ def mg1_erlang(run: Run) -> Sample:
 
     Source: Pollaczek 1930, Khinchine 1932
     """
-    return _explicit(run, pollaczek_khinchine_s(LOAD, 1.0, 1.5), erlang_2)
+    return explicit_sample(run, pollaczek_khinchine_s(LOAD, 1.0, 1.5), erlang_2)
 
 
 @check("mg1-hyperexponential", "queues")
@@ -165,7 +105,7 @@ def mg1_hyperexponential(run: Run) -> Sample:
 
     Source: Pollaczek 1930, Khinchine 1932
     """
-    return _explicit(run, pollaczek_khinchine_s(LOAD, 1.0, 3.0), hyperexponential)
+    return explicit_sample(run, pollaczek_khinchine_s(LOAD, 1.0, 3.0), hyperexponential)
 
 
 @check("mg1-uniform-drawn", "queues")
@@ -199,42 +139,7 @@ def mm3_wait(run: Run) -> Sample:
     Source: Erlang 1917; Kleinrock, Queueing Systems I, 1975, section 3.5
     """
     rate = 3 * 0.7
-    return _explicit(run, erlang_c_wait_s(rate, 3), exponential, gpus=3, rate_per_s=rate, slots=2 * SLOTS)
-
-
-@check("mg3-loss", "queues")
-def mg3_loss(run: Run) -> Sample:
-    """M/G/3/3 without patience, hyperexponential work: share discarded = Erlang B, whatever the law of the work.
-
-    Source: Erlang 1917; insensitivity: Sevastyanov 1957
-    """
-    rate = 2.0
-    return _explicit(
-        run,
-        erlang_b(rate, 3),
-        hyperexponential,
-        gpus=3,
-        rate_per_s=rate,
-        patience_s=0.0,
-        measure=_discarded,
-        drop=True,
-        slots=3000,
-    )
-
-
-@check("mm1-patience", "queues")
-def mm1_patience(run: Run) -> Sample:
-    """M/M/1 with tasks discarded that would wait longer than tau: share = lambda p0 e^(-(mu - lambda) tau) / mu.
-
-    Source: Barrer 1957; p0 = 1 / (1 + rho (1 - e^(-(mu - lambda) tau)) / (1 - rho) + rho e^(-(mu - lambda) tau))
-    """
-    load, patience_s = 0.8, 2.0
-    late = math.exp(-(1.0 - load) * patience_s)
-    empty = 1.0 / (1.0 + load * (1.0 - late) / (1.0 - load) + load * late)
-    expected = load * empty * late
-    return _explicit(
-        run, expected, exponential, rate_per_s=load, patience_s=patience_s, measure=_discarded, drop=True, slots=4000
-    )
+    return explicit_sample(run, erlang_c_wait_s(rate, 3), exponential, gpus=3, rate_per_s=rate, slots=2 * SLOTS)
 
 
 @check("tandem-wait", "queues")
@@ -254,7 +159,7 @@ def tandem_wait(run: Run) -> Sample:
         # Decided in the same slot for the second server, with an upload that lasts until the first is done: it crosses
         # slot starts, and tasks decided later may overtake it on their way.
         again = instants._replace(ready_s=ends_s, work=exponential(random, instants.work.shape))
-        return task_mean(drive(second, again, waits), WARMUP_SLOTS), _offered(again)
+        return task_mean(drive(second, again, waits), WARMUP_SLOTS), offered(again)
 
     return Sample(load / (1.0 - load), *run.repeat(batch))
 
@@ -345,51 +250,41 @@ def batching(run: Run) -> Sample:
     return _shared(run, expected, exponential, rate_per_s=BATCH_RATE_PER_S, **shape)
 
 
+@check("gang-wait", "queues")
+def gang_wait(run: Run) -> Sample:
+    """Gangs on all 4 GPUs, two models at random: M/G/1, cold with probability 1/2 each: mean wait by P-K.
+
+    A start is cold if the model differs from that of the task before: independent from task to task.
+    Source: Pollaczek 1930, Khinchine 1932; warm and cold starts: EAT, arXiv 2507.10026
+    """
+    warm_s, load_s, speedup = 0.6, 0.4, 2.0
+    rate_per_s = LOAD / (warm_s + 0.5 * load_s)
+    gang = Gang(gpus=4, speedup=speedup, load_s=load_s)
+    alike = {"fixed_work": warm_s * speedup, "gangs": (gang,)}
+    plant = queue_plant(
+        slot_s=PER_SLOT / rate_per_s,
+        gpus=4,
+        rate_per_s=rate_per_s,
+        discipline="gang",
+        models=[ONE_STEP.model_copy(update={"name": name, **alike}) for name in ("A", "B")],
+    )
+    second_s2 = 0.5 * (warm_s**2 + (warm_s + load_s) ** 2)
+    expected_s = pollaczek_khinchine_s(rate_per_s, warm_s + 0.5 * load_s, second_s2)
+    return Sample(expected_s, _drawn(run, Environment.from_scenario(plant), GANG_SLOTS))
+
+
 def _shared(run: Run, expected: float, law: Law, *, rate_per_s: float = LOAD, **plant: Any) -> Sample:
     """Mean sojourn at a server that works on several tasks at once; its events cost more than a queue's."""
     table: dict[str, Any] = {"uploads": SHARED_ROWS, **plant}
-    return _explicit(run, expected, law, rate_per_s=rate_per_s, slots=SHARED_SLOTS, measure=sojourns, **table)
+    return explicit_sample(run, expected, law, rate_per_s=rate_per_s, slots=SHARED_SLOTS, measure=sojourns, **table)
 
 
-def _explicit(
-    run: Run,
-    expected: float,
-    law: Law,
-    *,
-    gpus: int = 1,
-    rate_per_s: float = LOAD,
-    slots: int = SLOTS,
-    patience_s: float = NEVER_S,
-    measure: Measure = waits,
-    drop: bool = False,
-    **plant: Any,
-) -> Sample:
-    """A statistic of one server with explicit Poisson instants; `plant` goes to `queue_plant`."""
-    slot_s = PER_SLOT / rate_per_s
-    environment = Environment.from_scenario(queue_plant(slot_s=slot_s, gpus=gpus, drop=drop, **plant))
-
-    def batch(random: np.random.Generator) -> tuple[Floats, ...]:
-        instants = poisson_instants(random, rate_per_s, slot_s, slots, run.replications, law, patience_s)
-        totals = drive(environment, instants, measure)
-        return task_mean(totals, WARMUP_SLOTS), _offered(instants)
-
-    return Sample(expected, *run.repeat(batch))
-
-
-def _offered(instants: Instants) -> Floats:
-    """How far the tasks of each replication are from a Poisson process with work of mean 1: number, work."""
-    present = instants.present[:, WARMUP_SLOTS:]
-    count = present.sum(axis=(1, 2))
-    work = np.where(present, instants.work[:, WARMUP_SLOTS:], 0.0).sum(axis=(1, 2)) / count
-    return np.stack([count / (PER_SLOT * present.shape[1]) - 1.0, work - 1.0], axis=1)
-
-
-def _drawn(run: Run, environment: Environment) -> Floats:
+def _drawn(run: Run, environment: Environment, slots: int = SLOTS) -> Floats:
     """Mean wait at one server with the requests that the simulator draws."""
 
     def batch(random: np.random.Generator) -> tuple[Floats, ...]:
         first = int(random.integers(2**40))
-        totals = drive_drawn(environment, first, run.replications, SLOTS, waits)
+        totals = drive_drawn(environment, first, run.replications, slots, waits)
         return (task_mean(totals, WARMUP_SLOTS),)
 
     return run.repeat(batch)[0]
@@ -417,10 +312,6 @@ def _by_policy(
 def _waited_two(outcome: Outcome) -> tuple[Float[Array, ""], Float[Array, ""]]:
     long = outcome.final & (outcome.account.queue_s > 2.0)
     return jnp.sum(long).astype(float), jnp.sum(outcome.final).astype(float)
-
-
-def _discarded(outcome: Outcome) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    return jnp.sum(outcome.final & outcome.dropped).astype(float), jnp.sum(outcome.final).astype(float)
 
 
 def _departures(outcome: Outcome) -> tuple[Float[Array, "rows"], Float[Array, "rows"]]:

@@ -5,6 +5,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -17,10 +18,11 @@ from scipy import special
 from gmel.evaluation.validation.check import Exact, Run, Sample, check
 from gmel.physics import channel, radio
 from gmel.physics.random import mix_seed
-from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Spread, Tasks
+from gmel.scenario.schema import Arrivals, Devices, Radio, Range, Scenario, Server, Slot, Spread, Tasks
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.links import draw_fading, draw_links, least_snr, transfer_s
 from gmel.simulator.plant import Plant, build_plant
+from gmel.simulator.state import State
 
 __all__ = ["ergodic_shannon_bps_hz", "inf_path_loss_db"]
 
@@ -30,6 +32,9 @@ MEAN_SNR = 10.0
 DEVICES, SERVERS = 16, 4
 SLOTS = 200
 """Slots of a replication: with 16 devices and 4 servers 12,800 fades."""
+FADING_SPEED_M_S, FADING_SLOT_S, FADING_SLOTS = 0.17, 0.05, 600
+"""Where fading lasts: rho = 0.9 from slot to slot."""
+LIGHT_M_S = 299_792_458.0
 
 
 def ergodic_shannon_bps_hz(mean_snr: float, low: float = 0.0, top: float = math.inf) -> float:
@@ -132,20 +137,20 @@ def outage_fade(run: Run) -> Sample:
 
 @check("ar1-correlation", "radio")
 def ar1_correlation(run: Run) -> Sample:
-    """AR(1) fading: correlation at lag 5 = rho^5, rho = J0(2 pi f_d T).
+    """Correlated fading of the simulator: correlation of the complex gains at lag 5 = rho^5, rho = J0(2 pi f_d T).
 
-    Source: Jakes 1974; J0 by SciPy. The process is a function of the physics room that the simulator does not use yet
+    Source: Jakes 1974; J0 by SciPy; AR(1) process
     """
-    doppler_hz, interval_s = 2.0, 0.05
-    steps, lag = 20_000, 5
+    return Sample(_jakes() ** 5, _correlated_fading(run)[0])
 
-    def batch(random: np.random.Generator) -> tuple[Floats, ...]:
-        innovations = random.standard_normal((steps, run.replications))
-        path = np.asarray(_ar1(jnp.asarray(innovations), doppler_hz, interval_s), float)
-        return (np.mean(path[lag:] * path[:-lag], axis=0),)
 
-    expected = float(special.j0(2.0 * math.pi * doppler_hz * interval_s)) ** lag
-    return Sample(expected, *run.repeat(batch))
+@check("ar1-fades", "radio")
+def ar1_fades(run: Run) -> Sample:
+    """Fades that uploads of one slot and the next meet: covariance of the power gains = rho^2.
+
+    Source: Jakes 1974; the powers of complex Gaussian gains have the square of their correlation
+    """
+    return Sample(_jakes() ** 2, _correlated_fading(run)[1])
 
 
 @check("inf-path-loss", "radio")
@@ -196,7 +201,7 @@ def poisson_count(run: Run) -> Sample:
     Source: Poisson law
     """
     rate = 3.0
-    scenario = _scenario(Radio(fading="none", sharing="none", download=False), rate_per_s=rate)
+    scenario = _scenario(Radio(fading="none", sharing="none", download=False), Arrivals(rate_per_s=rate))
     environment = Environment.from_scenario(scenario)
 
     def batch(random: np.random.Generator) -> tuple[Floats, ...]:
@@ -207,9 +212,38 @@ def poisson_count(run: Run) -> Sample:
     return Sample(rate, *run.repeat(batch))
 
 
-def _scenario(spec: Radio, rate_per_s: float = 1.0) -> Scenario:
+def _jakes() -> float:
+    """Correlation of the gains from slot to slot of `_correlated_fading`."""
+    doppler_hz = FADING_SPEED_M_S * 1e9 * Radio().carrier_ghz / LIGHT_M_S
+    return float(special.j0(2.0 * math.pi * doppler_hz * FADING_SLOT_S))
+
+
+def _correlated_fading(run: Run) -> tuple[Floats, Floats]:
+    """Mean product of the gains five slots apart, covariance of the fades one slot apart, per replication.
+
+    Every device asks once a slot, so that every link is met in every slot.
+    """
+    spec = Radio(model="uniform-snr", fading="ar1", fading_speed_m_s=FADING_SPEED_M_S, floor="clip", floor_snr_db=-50.0)
+    scenario = _scenario(spec, Arrivals(kind="uniform", count=(1, 1)), FADING_SLOT_S)
+    environment = Environment.from_scenario(scenario)
+    shared = replace(run, name="correlated fading")
+
+    def batch(random: np.random.Generator) -> tuple[Floats, ...]:
+        words = seeds(int(random.integers(2**40)), run.replications)
+        gains, powers = (np.asarray(field, float) for field in _fading(environment, words, FADING_SLOTS))
+        return gains, powers - 1.0
+
+    def make() -> tuple[Floats, Floats]:
+        gains, powers = shared.repeat(batch)
+        return gains, powers
+
+    return run.once("correlated fading", make)
+
+
+def _scenario(spec: Radio, arrivals: Arrivals | None = None, slot_s: float = 1.0) -> Scenario:
     return Scenario(
         name="radio",
+        slot=Slot(length_s=slot_s),
         devices=Devices(count=DEVICES, speed=Spread.constant(1.0)),
         servers=[Server(name=f"S{number}", speed=1.0) for number in range(SERVERS)],
         radio=spec,
@@ -219,7 +253,7 @@ def _scenario(spec: Radio, rate_per_s: float = 1.0) -> Scenario:
             bits_in=Range(low=1e6, high=1e6),
             deadline_s=Range(low=1.0, high=1.0),
         ),
-        arrivals=Arrivals(rate_per_s=rate_per_s),
+        arrivals=arrivals or Arrivals(rate_per_s=1.0),
         max_uploads=1,
     )
 
@@ -344,11 +378,17 @@ def _counts(environment: Environment, words: Any, slots: int) -> Any:
 
 
 @eqx.filter_jit
-def _ar1(innovations: Any, doppler_hz: float, interval_s: float) -> Any:
-    correlation = channel.jakes_correlation(doppler_hz, interval_s)
+def _fading(environment: Environment, words: Any, slots: int) -> Any:
+    """Per episode: mean product of the gains five slots apart, of the fades of requests one slot apart."""
+    nowhere = jnp.zeros(environment.requests, jnp.int32)
 
-    def step(value: Any, innovation: Any) -> Any:
-        value = channel.ar1_step(value, correlation, innovation)
-        return value, value
+    def slot(state: State, _: None) -> Any:
+        requests = state.requests
+        met = jnp.zeros((DEVICES, SERVERS)).at[requests.device].set(requests.fade)
+        return environment.step(state, nowhere)[0], (jnp.stack(state.links.fading or ()), met)
 
-    return jax.lax.scan(step, innovations[0], innovations[1:])[1]
+    def one(seed: Any) -> Any:
+        gains, fades = jax.lax.scan(slot, environment.reset(seed), None, slots)[1]
+        return jnp.mean(gains[5:] * gains[:-5]), jnp.mean(fades[1:] * fades[:-1])
+
+    return jax.lax.map(one, words, batch_size=8)
