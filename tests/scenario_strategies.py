@@ -250,6 +250,10 @@ def _cut_down(scenario: Scenario) -> Data:
     most = max((server["gpus"] for server in data["servers"]), default=1)
     for model in data["models"]:
         model["gangs"] = [gang for gang in model["gangs"] if gang["gpus"] <= most]
+    for server in data["servers"]:
+        server["services"] = server["services"][:2]
+        for service in server["services"]:
+            service["base"] = service["base"][: len(data["models"])]
     for holder, name in ((data["tasks"], "step_options"), (devices, "power_options_dbm")):
         if name in holder:
             holder[name] = holder[name][:2]

@@ -145,6 +145,31 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"reward.quality": 1.0, **{f"servers.{n}.quality": QUALITY for n in range(3)}},
         "reward.quality and tasks.least_quality need models.quality of every model",
     ),
+    "services without a quality": (
+        "catalogue",
+        {"servers.1.services": [{"name": "A"}, {"name": "B"}]},
+        "server 'S1' has services, but results have no quality to choose by",
+    ),
+    "services of which one has no quality": (
+        "agod",
+        {"servers.2.quality": None, "servers.2.services": [{"name": "A", "quality": QUALITY}, {"name": "B"}]},
+        "need models.quality of every model",
+    ),
+    "services with the same name": (
+        "adsac",
+        {"servers.1.services.1.name": "AIGC1"},
+        "server 'ES02' has services with the same name: AIGC1",
+    ),
+    "bases of other models": (
+        "adsac",
+        {"servers.0.services.1.base": [0.5]},
+        "service 'AIGC2': services.base has 1 numbers for 3 models; give one for each of [[models]], or none",
+    ),
+    "hidden quality that nobody counts": (
+        "adsac",
+        {"reward.quality": 0.0},
+        "slot.quality_known = false needs reward.quality above 0",
+    ),
     "repeated models that are drawn": ("switching", {"tasks.repeat_model": 0.5}, 'needs arrivals.kind = "trace"'),
     "switching without a catalogue": (
         "uniform",

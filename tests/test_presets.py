@@ -35,7 +35,7 @@ def capped(records: list[Records]) -> tuple[float, float, float]:
 
 
 def test_every_preset_is_there() -> None:
-    expected = {"gmel", "mato", "lad-ts", "amcoedge", "agod", "eat", "qeco", "abel", "hall-20x5", "factory"}
+    expected = {"gmel", "mato", "lad-ts", "amcoedge", "agod", "adsac", "eat", "qeco", "abel", "hall-20x5", "factory"}
     assert expected <= set(preset_names())
 
 

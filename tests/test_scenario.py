@@ -215,7 +215,8 @@ def scenario_data_with(place: tuple[str | int, ...], value: float) -> str:
             # A number that may be a range, or a list or a section that is not there.
             inner = {"low": 1.0, "high": 2.0} if following in ("low", "high") else {}
             if isinstance(following, int):
-                inner = [1.0] if following == place[-1] else [{"gpus": 1}]
+                entry = {"name": "A"} if step == "services" else {"gpus": 1}
+                inner = [1.0] if (step, following) == place[-2:] else [entry]
             table[step] = inner
         table = inner
     table[place[-1]] = value

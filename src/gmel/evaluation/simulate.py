@@ -30,7 +30,7 @@ from gmel.evaluation.table import format_interval, overload_words
 from gmel.evaluation.tuning import UNTUNED, shipped, tune
 from gmel.learning.algorithm import LearnedPolicy
 from gmel.learning.export import load_actor
-from gmel.policies.exported import DESCRIPTION_FILE, read_description
+from gmel.policies.exported import DESCRIPTION_FILE, Description, read_description
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest
@@ -131,10 +131,25 @@ def choose_policy(name: str, scenario: Scenario, environments: Environments, own
         return Chosen(name, label, make(parameters or UNTUNED))
     folder = _policy_folder(name)
     description = read_description(folder)
+    _check_columns(name, description, scenario)
     policy = LearnedPolicy(load_actor(folder), mode=description.mode)
     algorithm = description.training.get("algorithm")
     label = f"{algorithm if isinstance(algorithm, str) else 'trained policy'} ({description.scenario_name})"
     return Chosen(name, "".join(c if c.isprintable() else "?" for c in label)[:80], policy, str(folder))
+
+
+def _check_columns(name: str, description: Description, scenario: Scenario) -> None:
+    """A trained policy needs the columns that it reads."""
+    if description.other_costs and not scenario.counts_more_than_latency:
+        raise InputError(
+            f"policy {name}: reads what options cost beside their latency, which scenario {scenario.name!r} does not "
+            "observe; choose a plant with reward.quality, reward.price, reward.energy, or levels"
+        )
+    if description.identities is not None and scenario.slot.quality_known:
+        raise InputError(
+            f"policy {name}: tells servers and services apart by number, which scenario {scenario.name!r} does not "
+            "observe; choose a plant with slot.quality_known = false"
+        )
 
 
 def simulate(

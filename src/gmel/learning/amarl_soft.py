@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from gmel.learning import replay
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
 from gmel.learning.clipped import entropy
-from gmel.learning.networks import TASK_INPUTS, Actor, Linear, encode, option_inputs
+from gmel.learning.networks import Actor, Linear, encode, option_inputs, task_inputs
 from gmel.learning.replay import Replay, Slot
 from gmel.learning.rollout import Credit
 from gmel.scenario.errors import InputError
@@ -80,7 +80,7 @@ class OptionCritic(eqx.Module):
         keys = jax.random.split(key, 12)
         self.scale, self.heads = scale, heads
         self.option_in = Linear(option_inputs(scale), width, keys[0])
-        self.task_in = Linear(TASK_INPUTS, width, keys[1])
+        self.task_in = Linear(task_inputs(scale), width, keys[1])
         self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys[2:5])
         self.own_hidden = Linear(2 * width, width, keys[5])
         self.own_out = Linear(width, 1, keys[6], gain=0.1)
@@ -215,12 +215,12 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
         """Networks, optimisers, environments, an empty replay.
 
         Raises:
-            InputError: steps or power can be chosen; the counterfactuals of the critic know places only.
+            InputError: steps, power or service can be chosen; the counterfactuals of the critic know places only.
         """
         if task.scale.levels > 1:
             raise InputError(
-                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps or power; "
-                "use amarl, mappo, idqn or maddpg"
+                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps, power "
+                "or service; use amarl, mappo, idqn or maddpg"
             )
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)

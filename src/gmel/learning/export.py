@@ -25,15 +25,17 @@ from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as write_arrays
 
 import gmel
-from gmel.learning.networks import TASK_INPUTS, Actor, Linear, Message, direct_inputs, option_inputs
+from gmel.learning.networks import Actor, Linear, Message, direct_inputs, option_inputs, task_inputs
 from gmel.policies.exported import (
     DESCRIPTION_FILE,
     FORMAT,
     GRAPH_FILE,
+    IDENTITY_UNITS,
     INPUTS,
     OPTION_UNITS,
     OTHER_UNITS,
     OUTPUT,
+    TASK_IDENTITY_UNITS,
     TASK_UNITS,
     WEIGHTS_FILE,
     observation_schema,
@@ -43,8 +45,8 @@ from gmel.policies.exported import (
 )
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
-from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, OTHER_COST, TASK_FEATURES
+from gmel.simulator.scale import Identities, Scale
+from gmel.simulator.state import OPTION_FEATURES, OPTION_IDENTITY, OTHER_COST, TASK_FEATURES, TASK_IDENTITY
 
 __all__ = ["export_policy", "load_actor", "write_onnx"]
 
@@ -56,6 +58,7 @@ IR_VERSION = 7
 # The runtime side cannot import the simulator (JAX), so it names the columns itself.
 assert tuple(TASK_UNITS) == TASK_FEATURES and tuple(OPTION_UNITS) == OPTION_FEATURES
 assert tuple(OTHER_UNITS) == (OTHER_COST,)
+assert tuple(IDENTITY_UNITS) == OPTION_IDENTITY and tuple(TASK_IDENTITY_UNITS) == TASK_IDENTITY
 
 _UNITS = ("time_s", "size_bit", "work")
 
@@ -80,7 +83,7 @@ def export_policy(
             )
     graph = _model(actor).SerializeToString(deterministic=True)
     arrays = write_arrays(weights, metadata={"format": str(FORMAT)})
-    schema = observation_schema(actor.scale.other_costs)
+    schema = _schema(actor.scale)
     description = {
         "format": FORMAT,
         "gmel": gmel.__version__,
@@ -92,6 +95,7 @@ def export_policy(
             "width": actor.width,
             "scale": {name: float(getattr(actor.scale, name)) for name in _UNITS},
             "levels": actor.scale.levels,
+            **({} if actor.scale.identities is None else {"identities": actor.scale.identities._asdict()}),
             "weights": {name: list(array.shape) for name, array in weights.items()},
         },
         "training": _json(training),
@@ -123,7 +127,12 @@ def load_actor(folder: Path) -> Actor:
         arrays = parse_arrays(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path}: corrupt ({error}); export the policy again") from error
-    scale = Scale(**description.scale, levels=description.levels, other_costs=description.other_costs)
+    scale = Scale(
+        **description.scale,
+        levels=description.levels,
+        other_costs=description.other_costs,
+        identities=None if description.identities is None else Identities(*description.identities),
+    )
     communicating = description.mode == "communicating"
     template = eqx.filter_eval_shape(
         lambda: Actor(scale, jax.random.key(0), width=description.width, communicating=communicating)
@@ -147,10 +156,10 @@ def load_actor(folder: Path) -> Actor:
 def write_onnx(actor: Actor, path: Path) -> None:
     """Writes the actor as an ONNX file, under a temporary name first.
 
-    Inputs, raw and in SI units: `task` float32 `[requests, 6]`, `options` float32 `[requests, options, 11]` (12 with
-    other costs), `mask`
-    bool `[requests, options]`, `present` bool `[requests]` (read in communicating mode only). Output: `logits` float32
-    `[requests, options]`, minus infinity where masked, as in JAX. Requests and options may be any number.
+    Inputs, raw and in SI units: `task` float32 `[requests, 6]` (7 where quality is hidden), `options` float32
+    `[requests, options, 11]` (12 with other costs, 14 where quality is hidden), `mask` bool `[requests, options]`,
+    `present` bool `[requests]` (read in communicating mode only). Output: `logits` float32 `[requests, options]`, minus
+    infinity where masked, as in JAX. Requests and options may be any number.
 
     Raises:
         InputError: the file cannot be written.
@@ -231,6 +240,11 @@ class _Graph:
     def unsqueeze(self, x: _Tensor, axis: int) -> _Tensor:
         return self.node("Unsqueeze", x, _axes(axis))
 
+    def one_hot(self, number: _Tensor, count: int) -> _Tensor:
+        """A column of whole numbers as `count` columns; zeros for numbers that are not among them."""
+        same = self.node("Equal", number, np.arange(count, dtype=np.float32))
+        return self.node("Cast", same, to=TensorProto.FLOAT)
+
     def linear(self, layer: Linear, x: _Tensor) -> _Tensor:
         return self.node("Add", x @ np.asarray(layer.weight), np.asarray(layer.bias))
 
@@ -242,8 +256,11 @@ def _axes(*values: int) -> NDArray[np.int64]:
 def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tuple[_Tensor, _Tensor, _Tensor]:
     """As `networks.encode` and `networks.direct`: inputs of the options `[requests, options, inputs]` and of the task
     `[requests, inputs]`, and the direct inputs `[requests, options, direct inputs]`."""
-    of_task = graph.columns(task, TASK_FEATURES)
-    of_option = graph.columns(options, (*OPTION_FEATURES, OTHER_COST) if scale.other_costs else OPTION_FEATURES)
+    schema = _schema(scale)
+    of_task, of_option = (
+        graph.columns(x, tuple(column["name"] for column in schema[part]))
+        for x, part in ((task, "task"), (options, "options"))
+    )
     log, log1p = (lambda x: graph.node("Log", x)), graph.log1p
 
     def minimum(x: _Tensor, high: float) -> _Tensor:
@@ -291,7 +308,10 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
         of_task["own_requests"] - 1.0,
         log1p(of_task["own_backlog_s"] / scale.time_s),
     ]
-    if len(encoded_options) != option_inputs(scale) or len(encoded_task) != TASK_INPUTS:
+    who = scale.identities
+    more_options, more_task = (0, 0) if who is None else (who.servers * who.services, who.models)
+    counts = len(encoded_options) + more_options, len(encoded_task) + more_task
+    if counts != (option_inputs(scale), task_inputs(scale)):
         raise AssertionError("networks.encode has other inputs than the exported graph: bring _encode in line")
     upload, backlog, service, switch, download = (
         minimum(x, 50.0) for x in (upload, backlog, service, switch, download)
@@ -303,6 +323,10 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
         direct.append(minimum(maximum(seconds(OTHER_COST), -50.0), 50.0))
     if len(direct) != direct_inputs(scale):
         raise AssertionError("networks.direct has other inputs than the exported graph: bring _encode in line")
+    if who is not None:
+        number = (of_option["server"] - 1.0) * float(who.services) + of_option["service"]
+        encoded_options.append(graph.one_hot(number, more_options))
+        encoded_task.append(graph.one_hot(of_task["model"], more_task))
     return graph.concat(encoded_options), graph.concat(encoded_task), graph.concat(direct)
 
 
@@ -345,9 +369,10 @@ def _logits(graph: _Graph, actor: Actor, task: _Tensor, options: _Tensor, mask: 
 def _model(actor: Actor) -> onnx.ModelProto:
     graph = _Graph()
     _logits(graph, actor, *(_Tensor(graph, name) for name in INPUTS))
+    schema = _schema(actor.scale)
     specs: dict[str, tuple[int, list[int | str]]] = {
-        "task": (TensorProto.FLOAT, ["requests", len(TASK_FEATURES)]),
-        "options": (TensorProto.FLOAT, ["requests", "options", len(OPTION_FEATURES) + actor.scale.other_costs]),
+        "task": (TensorProto.FLOAT, ["requests", len(schema["task"])]),
+        "options": (TensorProto.FLOAT, ["requests", "options", len(schema["options"])]),
         "mask": (TensorProto.BOOL, ["requests", "options"]),
         "present": (TensorProto.BOOL, ["requests"]),
     }
@@ -359,7 +384,7 @@ def _model(actor: Actor) -> onnx.ModelProto:
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["requests", "options"])],
             list(graph.constants.values()),
             doc_string="Scores of the places where a request may run. Option 0 is the device itself. "
-            f"Columns of task: {_columns(TASK_UNITS)}. Columns of options: {_columns(OPTION_UNITS)}.",
+            f"Columns of task: {_columns(schema['task'])}. Columns of options: {_columns(schema['options'])}.",
         ),
         producer_name="gmel",
         producer_version=gmel.__version__,
@@ -369,15 +394,20 @@ def _model(actor: Actor) -> onnx.ModelProto:
     facts = {
         "gmel": gmel.__version__,
         "mode": "communicating" if actor.communicating else "decentralised",
-        "observation_digest": schema_digest(observation_schema(actor.scale.other_costs)),
+        "observation_digest": schema_digest(schema),
     }
     helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _columns(units: dict[str, str]) -> str:
-    return ", ".join(f"{name} [{unit}]" for name, unit in units.items())
+def _schema(scale: Scale) -> dict[str, Any]:
+    """The columns that an actor of this scale reads."""
+    return observation_schema(scale.other_costs, scale.identities is not None)
+
+
+def _columns(columns: list[dict[str, str]]) -> str:
+    return ", ".join(f"{column['name']} [{column['unit']}]" for column in columns)
 
 
 def _weights(actor: Actor) -> dict[str, NDArray[np.float32]]:

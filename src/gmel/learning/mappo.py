@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gmel.learning.algorithm import Task
 from gmel.learning.amarl import Amarl, Critic
-from gmel.learning.networks import TASK_INPUTS, Linear, Values, encode, option_inputs
+from gmel.learning.networks import Linear, Values, encode, option_inputs, task_inputs
 from gmel.learning.rollout import Credit
 from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation
@@ -37,7 +37,7 @@ class FlatCritic(eqx.Module):
     ) -> None:
         keys = jax.random.split(key, 4)
         self.scale, self.actions = scale, actions
-        inputs = rows * (1 + TASK_INPUTS + options * (option_inputs(scale) + actions))
+        inputs = rows * (1 + task_inputs(scale) + options * (option_inputs(scale) + actions))
         self.layers = (Linear(inputs, width, keys[0]), Linear(width, width, keys[1]))
         self.own_out = Linear(width, rows, keys[2], gain=0.1)
         self.team_out = Linear(width, 1, keys[3], gain=0.1)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, other_cost_s, task
+from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, identity, option, other_cost_s, task
 
 __all__ = ["Actor", "AttentionCritic", "Packing", "Values", "attention", "encode", "packing"]
 
 OPTION_INPUTS = 18
-"""Of an option; one more where the scenario counts more than latency (`option_inputs`)."""
+"""Of an option; more where the scenario counts more than latency or hides quality (`option_inputs`)."""
 TASK_INPUTS = 7
+"""Of a task; more where the scenario hides quality (`task_inputs`)."""
 DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
 # Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
 # so that the direct weights must move faster than those of the network.
@@ -29,7 +30,8 @@ _TEMPERATURE_PACE, _DIRECT_PACE = 4.0, 2.0
 def encode(
     observation: Observation, scale: Scale
 ) -> tuple[Float[Array, "*batch requests options option_inputs"], Float[Array, "*batch requests task_inputs"]]:
-    """Network inputs of the options and of the task: times in units of `scale`, as they are and compressed."""
+    """Network inputs of the options and of the task: times in units of `scale`, as they are and compressed; and which
+    service of which server, and which model, one-hot, where devices tell them apart."""
 
     def seconds(name: str) -> Float[Array, "*batch requests options"]:
         return option(observation, name) / scale.time_s
@@ -76,7 +78,15 @@ def encode(
         ],
         axis=-1,
     )
-    return options, tasks
+    if scale.identities is None:
+        return options, tasks
+    # One input for each service of each server, as there may be no likeness between those of unlike servers. What is
+    # not among them, the device itself or a server that was not there in training, has zeros.
+    who = scale.identities
+    number = (identity(observation, "server") - 1) * who.services + identity(observation, "service")
+    offered = jax.nn.one_hot(number, who.servers * who.services, dtype=options.dtype)
+    model = jax.nn.one_hot(identity(observation, "model"), who.models, dtype=tasks.dtype)
+    return jnp.concatenate([options, offered], axis=-1), jnp.concatenate([tasks, model], axis=-1)
 
 
 def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch requests options direct_inputs"]:
@@ -99,7 +109,13 @@ def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch reque
 
 def option_inputs(scale: Scale) -> int:
     """Number of inputs of an option."""
-    return OPTION_INPUTS + scale.other_costs
+    offered = 0 if scale.identities is None else scale.identities.servers * scale.identities.services
+    return OPTION_INPUTS + scale.other_costs + offered
+
+
+def task_inputs(scale: Scale) -> int:
+    """Number of inputs of a task."""
+    return TASK_INPUTS + (0 if scale.identities is None else scale.identities.models)
 
 
 def direct_inputs(scale: Scale) -> int:
@@ -155,7 +171,7 @@ class Actor(eqx.Module):
         keys = jax.random.split(key, 5)
         self.scale, self.width, self.communicating = scale, width, communicating
         self.option_in = Linear(option_inputs(scale), width, keys[0])
-        self.task_in = Linear(TASK_INPUTS, width, keys[1])
+        self.task_in = Linear(task_inputs(scale), width, keys[1])
         inputs = 3 * width if communicating else 2 * width
         self.mix = Linear(inputs, width, keys[2])
         # A small last layer: the untrained actor is the softmax of expected latencies.
@@ -293,7 +309,7 @@ class AttentionCritic(eqx.Module):
         self.scale, self.heads = scale, heads
         half = width // 2
         self.option_in = Linear(option_inputs(scale), half, keys[0])
-        self.token_in = Linear(2 * half + TASK_INPUTS, width, keys[1])
+        self.token_in = Linear(2 * half + task_inputs(scale), width, keys[1])
         self.server_in = Linear(4, half, keys[2])
         self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys[3:6])
         self.own_hidden = Linear(2 * width + half, width, keys[6])

@@ -73,16 +73,26 @@ OPTION_UNITS = {
 OTHER_UNITS = {"other_cost_s": "s"}
 """One more column of `options`, of plants that count more than latency: `gmel.simulator.state.OTHER_COST`."""
 
+IDENTITY_UNITS = {"server": "1", "service": "1"}
+"""Two more columns of `options` behind them, of plants that hide quality: `gmel.simulator.state.OPTION_IDENTITY`."""
+
+TASK_IDENTITY_UNITS = {"model": "1"}
+"""One more column of `task`, likewise: `gmel.simulator.state.TASK_IDENTITY`."""
+
 _MOST_WIDTH = 65536
 _AGAIN = "export the policy again"
 
 
-def observation_schema(other_costs: bool = False) -> dict[str, Any]:
-    """What the actor looks at, as `policy.json` says it: version, and name and unit of every column."""
+def observation_schema(other_costs: bool = False, identities: bool = False) -> dict[str, Any]:
+    """What the actor looks at, as `policy.json` says it: version, and name and unit of every column. Identities come
+    with other costs only."""
     options = {**OPTION_UNITS, **OTHER_UNITS} if other_costs else OPTION_UNITS
+    tasks = TASK_UNITS
+    if identities:
+        options, tasks = {**options, **IDENTITY_UNITS}, {**tasks, **TASK_IDENTITY_UNITS}
     return {
         "version": SCHEMA_VERSION,
-        "task": [{"name": name, "unit": unit} for name, unit in TASK_UNITS.items()],
+        "task": [{"name": name, "unit": unit} for name, unit in tasks.items()],
         "options": [{"name": name, "unit": unit} for name, unit in options.items()],
     }
 
@@ -98,7 +108,8 @@ class Description:
     """What `policy.json` says, checked.
 
     `scale` holds the constants of the actor by name, `levels` the ways to do a task at one place, `other_costs` says
-    whether it reads the column of that name, `weights` the shape of each array, `files` the SHA-256 of the
+    whether it reads the column of that name, `identities` how many servers, services and models it tells apart by
+    number (None: none, and there are no such columns), `weights` the shape of each array, `files` the SHA-256 of the
     other two files, `training` whatever the training had to say (any JSON).
     """
 
@@ -108,6 +119,7 @@ class Description:
     scale: dict[str, float]
     levels: int
     other_costs: bool
+    identities: tuple[int, int, int] | None
     weights: dict[str, tuple[int, ...]]
     scenario_name: str
     scenario_digest: str
@@ -132,7 +144,7 @@ def read_description(folder: Path) -> Description:
     version = fields.get("format", int)
     if version != FORMAT:
         raise InputError(f"{path}: format is {version}, this gmel reads {FORMAT}; {_AGAIN} with this gmel")
-    other_costs = _check_schema(path, fields)
+    other_costs, identified = _check_schema(path, fields)
     mode = fields.get("actor.mode", str)
     if mode not in ("decentralised", "communicating"):
         raise InputError(f"{path}: actor.mode is {mode!r}, must be decentralised or communicating; {_AGAIN}")
@@ -148,6 +160,7 @@ def read_description(folder: Path) -> Description:
         scale={name: fields.positive(f"actor.scale.{name}") for name in fields.get("actor.scale", dict)},
         levels=fields.checked("actor.levels", fields.get("actor", dict).get("levels", 1), int),
         other_costs=other_costs,
+        identities=_identities(fields) if identified else None,
         weights={name: fields.shape("actor.weights", name) for name in fields.get("actor.weights", dict)},
         scenario_name=fields.get("scenario.name", str),
         scenario_digest=fields.get("scenario.digest", str),
@@ -201,7 +214,7 @@ class ExportedPolicy:
                 f"{folder / GRAPH_FILE}: onnxruntime {onnxruntime.__version__} cannot open it ({error}); "
                 f"update onnxruntime or {_AGAIN}"
             ) from error
-        _check_graph(folder / GRAPH_FILE, session, description.other_costs)
+        _check_graph(folder / GRAPH_FILE, session, observation_schema(*_columns_of(description)))
         return cls(session, description)
 
     @property
@@ -219,8 +232,9 @@ class ExportedPolicy:
         """Scores of the options, `[requests, options]`; minus infinity where `mask` is false.
 
         Args:
-            task: numbers `[requests, 6]`, SI units.
-            options: numbers `[requests, options, 11]` (12 with other costs), SI units, finite also where masked.
+            task: numbers `[requests, 6]` (7 where quality is hidden), SI units.
+            options: numbers `[requests, options, 11]` (12 with other costs, 14 where quality is hidden), SI units,
+                finite also where masked.
             mask: bool `[requests, options]`, true where the option may be taken, at least one in each row.
             present: bool `[requests]`, false for padding rows, which send no messages; all true if left out.
 
@@ -230,7 +244,8 @@ class ExportedPolicy:
         task, options = _floats("task", task), _floats("options", options)
         mask = _booleans("mask", mask)
         present = np.ones(task.shape[:1], np.bool_) if present is None else _booleans("present", present)
-        _check_shapes(task, options, mask, present, len(OPTION_UNITS) + self.description.other_costs)
+        schema = observation_schema(*_columns_of(self.description))
+        _check_shapes(task, options, mask, present, len(schema["task"]), len(schema["options"]))
         feeds = dict(zip(INPUTS, (task, options, mask, present), strict=True))
         logits = cast("NDArray[np.float32]", self._session.run([OUTPUT], feeds)[0])
         if not np.array_equal(np.isfinite(logits), mask):
@@ -311,11 +326,25 @@ def _digest_of(fields: _Fields, name: str) -> str:
     return fields.checked(f"files.{name}", files[name], str)
 
 
-def _check_schema(path: Path, fields: _Fields) -> bool:
-    """Whether the schema, which is one that this gmel observes, has the column of other costs."""
+def _identities(fields: _Fields) -> tuple[int, int, int]:
+    servers, services, models = (
+        fields.get(f"actor.identities.{name}", int) for name in ("servers", "services", "models")
+    )
+    return servers, services, models
+
+
+def _columns_of(description: Description) -> tuple[bool, bool]:
+    """Which more columns the actor reads: of other costs, of identities."""
+    return description.other_costs, description.identities is not None
+
+
+def _check_schema(path: Path, fields: _Fields) -> tuple[bool, bool]:
+    """Whether the schema, which is one that this gmel observes, has the column of other costs, and those of
+    identities."""
     schema = fields.get("observation", dict)
-    other_costs = len(fields.get("observation.options", list)) == len(OPTION_UNITS) + len(OTHER_UNITS)
-    ours = observation_schema(other_costs)
+    more = len(fields.get("observation.options", list)) - len(OPTION_UNITS) - len(OTHER_UNITS)
+    other_costs, identities = more in (0, len(IDENTITY_UNITS)), more == len(IDENTITY_UNITS)
+    ours = observation_schema(other_costs, identities)
     version = fields.get("observation.version", int)
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -332,29 +361,34 @@ def _check_schema(path: Path, fields: _Fields) -> bool:
             )
     if fields.get("observation.digest", str) != schema_digest(schema):
         raise InputError(f"{path}: observation.digest does not fit the columns, it was edited; {_AGAIN}")
-    return other_costs
+    return other_costs, identities
 
 
-def _check_graph(path: Path, session: onnxruntime.InferenceSession, other_costs: bool) -> None:
+def _check_graph(path: Path, session: onnxruntime.InferenceSession, schema: dict[str, Any]) -> None:
     shapes = {each.name: (each.type, len(each.shape), each.shape[-1]) for each in session.get_inputs()}
     wanted = {
-        "task": ("tensor(float)", 2, len(TASK_UNITS)),
-        "options": ("tensor(float)", 3, len(OPTION_UNITS) + other_costs),
+        "task": ("tensor(float)", 2, len(schema["task"])),
+        "options": ("tensor(float)", 3, len(schema["options"])),
         "mask": ("tensor(bool)", 2, "options"),
         "present": ("tensor(bool)", 1, "requests"),
     }
     if shapes != wanted or [each.name for each in session.get_outputs()] != [OUTPUT]:
         raise InputError(f"{path}: inputs are {shapes}, must be {wanted}; {_AGAIN}")
     digest = session.get_modelmeta().custom_metadata_map.get("observation_digest")
-    if digest != schema_digest(observation_schema(other_costs)):
+    if digest != schema_digest(schema):
         raise InputError(f"{path}: observation_digest is {digest!r}, not that of {DESCRIPTION_FILE}; {_AGAIN}")
 
 
 def _check_shapes(
-    task: NDArray[Any], options: NDArray[Any], mask: NDArray[np.bool_], present: NDArray[np.bool_], columns: int
+    task: NDArray[Any],
+    options: NDArray[Any],
+    mask: NDArray[np.bool_],
+    present: NDArray[np.bool_],
+    task_columns: int,
+    columns: int,
 ) -> None:
-    if task.ndim != 2 or task.shape[1] != len(TASK_UNITS):
-        raise InputError(f"task: shape is {list(task.shape)}, must be [requests, {len(TASK_UNITS)}]")
+    if task.ndim != 2 or task.shape[1] != task_columns:
+        raise InputError(f"task: shape is {list(task.shape)}, must be [requests, {task_columns}]")
     requests = task.shape[0]
     if options.ndim != 3 or options.shape[0] != requests or options.shape[2] != columns:
         raise InputError(f"options: shape is {list(options.shape)}, must be [{requests}, options, {columns}]")

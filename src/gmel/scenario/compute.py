@@ -7,7 +7,20 @@ from pydantic import Field
 from gmel.scenario.laws import Finite, Name, NonNegative, Positive, Section, Share
 from gmel.scenario.quality import Quality
 
-__all__ = ["Failures", "Server", "Service"]
+__all__ = ["Failures", "HostedService", "Server", "Service"]
+
+
+class HostedService(Section):
+    """One of the services that a server offers, a version of the models of the catalogue: devices choose it with the
+    place (ADSAC).
+
+    The quality of a result is `base` of its model, one number for each of [[models]] in order (none: 0), plus the law
+    by steps: `quality`, else that of the server, else that of the model.
+    """
+
+    name: Name
+    quality: Quality | None = None
+    base: tuple[Share, ...] = Field(default=(), max_length=256)
 
 
 class Server(Section):
@@ -18,7 +31,7 @@ class Server(Section):
 
     `places`: most tasks at the server at once, waiting or in service; one more is rejected (sharing and batching).
     `capacity`: denoising steps that it can have in progress (discipline `capacity`). `quality`: of what is generated
-    here, in place of that of the model.
+    here, in place of that of the model. `services`: what it offers, if there is a choice.
 
     A server without a `cell` (a cloud) is reached through the device's own cell. What comes to a server from another
     cell takes `backhaul_delay_s` and its bits over `backhaul_bps` (none: the delay alone), without contention. `price`
@@ -37,10 +50,16 @@ class Server(Section):
     switch_power_w: NonNegative = 5.0
     price: NonNegative = 0.0
     quality: Quality | None = None
+    services: tuple[HostedService, ...] = Field(default=(), max_length=16)
     cell: bool = True
     backhaul_bps: Positive | None = None
     backhaul_delay_s: NonNegative = 0.0
     position_m: tuple[Finite, Finite] | None = None
+
+    @property
+    def laws(self) -> list[Quality | None]:
+        """Law of the quality of each service, else of the server; None where it is that of the model."""
+        return [service.quality or self.quality for service in self.services] or [self.quality]
 
 
 class Service(Section):

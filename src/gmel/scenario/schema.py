@@ -40,13 +40,15 @@ class Slot(Section):
     """When decisions fall and what is known at them.
 
     `broadcast_age_slots` is the age of the freshest broadcast that devices have. Each broadcast of each server is lost
-    with probability `broadcast_loss`, for all devices; they then know the one before.
+    with probability `broadcast_loss`, for all devices; they then know the one before. Unless `quality_known`, devices
+    do not know which quality an option has; they then tell servers, services and models apart by their numbers.
     """
 
     length_s: Positive = 1.0
     broadcast_age_slots: int = Field(default=1, ge=0, le=64)
     broadcast_loss: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     latency_from: Literal["generated", "decided"] = "generated"
+    quality_known: bool = True
 
 
 class Episode(Section):
@@ -216,18 +218,45 @@ class Scenario(Section):
                 raise ValueError("tasks.step_options needs work that is linear in the steps: no models.square_work")
         return self
 
+    @model_validator(mode="after")
+    def _services_fit(self) -> Self:
+        for server in self.servers:
+            if server.services and not self.has_quality:
+                raise ValueError(
+                    f"server {server.name!r} has services, but results have no quality to choose by: give "
+                    "servers.services.quality everywhere with devices.local = false, or models.quality of every model"
+                )
+            names = [service.name for service in server.services]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"server {server.name!r} has services with the same name: {', '.join(twice)}")
+            for service in server.services:
+                if len(service.base) not in (0, len(self.models)):
+                    raise ValueError(
+                        f"server {server.name!r}, service {service.name!r}: services.base has {len(service.base)} "
+                        f"numbers for {len(self.models)} models; give one for each of [[models]], or none"
+                    )
+        if not self.slot.quality_known and not self.reward.quality > 0:
+            raise ValueError("slot.quality_known = false needs reward.quality above 0: else there is nothing to learn")
+        return self
+
     @property
     def has_quality(self) -> bool:
         """Whether results have a quality."""
         if self.tasks.kind != "catalogue":
             return False
-        of_servers = not self.devices.local and all(server.quality is not None for server in self.servers)
+        of_servers = not self.devices.local and all(None not in server.laws for server in self.servers)
         return of_servers or all(model.quality is not None for model in self.models)
 
     @property
+    def services(self) -> int:
+        """Most services that a server offers; 1 where there is no choice."""
+        return max(len(server.laws) for server in self.servers)
+
+    @property
     def levels(self) -> int:
-        """Ways to do a task at one place: steps x transmit powers to choose from."""
-        return len(self.tasks.step_options or [0]) * len(self.devices.power_options_dbm or [0])
+        """Ways to do a task at one place: steps x transmit powers x services to choose from."""
+        return len(self.tasks.step_options or [0]) * len(self.devices.power_options_dbm or [0]) * self.services
 
     @property
     def counts_more_than_latency(self) -> bool:

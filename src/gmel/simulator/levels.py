@@ -1,7 +1,8 @@
-"""How a task is done at its place: with how many denoising steps, at which transmit power.
+"""How a task is done at its place: with how many denoising steps, at which transmit power, by which service.
 
-An action is one number, place + (1 + servers) x level, with level = number of the steps + count of the steps x number
-of the power. Where nothing can be chosen there is one level, and an action is a place.
+An action is one number, place + (1 + servers) x level, with level = number of the steps + count of the steps x (number
+of the power + count of the powers x number of the service). Where nothing can be chosen there is one level, and an
+action is a place.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,17 @@ from jaxtyping import Array, Float, Int
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Requests
 
-__all__ = ["Manner", "manner", "quality_of", "split_action"]
+__all__ = ["Chosen", "Manner", "chosen", "manner", "quality_of", "split_action"]
+
+_Number = Int[Array, "requests"] | int
+
+
+class Chosen(NamedTuple):
+    """Numbers of what a level chooses, 0 where there is no choice."""
+
+    steps: _Number
+    power: _Number
+    service: _Number
 
 
 class Manner(NamedTuple):
@@ -39,33 +50,44 @@ def split_action(plant: Plant, action: Int[Array, "requests"]) -> tuple[Int[Arra
     return action % places, jnp.minimum(action // places, sizes.levels - 1)
 
 
-def manner(plant: Plant, requests: Requests, level: Int[Array, "requests"] | int) -> Manner:
+def chosen(plant: Plant, level: _Number) -> Chosen:
+    """What a level chooses: its digits, those of the steps first."""
+    steps, powers = (
+        max(1, len(choices)) for choices in (plant.switches.step_options, plant.switches.power_options_dbm)
+    )
+    return Chosen(level % steps, level // steps % powers, level // (steps * powers))
+
+
+def manner(plant: Plant, requests: Requests, level: _Number) -> Manner:
     """What `level` means for each request; static where it is a number."""
     sizes = plant.switches
     work, steps = requests.work, requests.steps
-    choices = len(sizes.step_options)
-    if choices:
+    number = chosen(plant, level)
+    if sizes.step_options:
         assert steps is not None  # given with this switch
         assert requests.work_per_step is not None
-        chosen = jnp.broadcast_to(jnp.asarray(sizes.step_options, work.dtype)[level % choices], steps.shape)
-        work = work + (chosen - steps) * requests.work_per_step
-        steps = chosen
+        wanted = jnp.broadcast_to(jnp.asarray(sizes.step_options, work.dtype)[number.steps], steps.shape)
+        work = work + (wanted - steps) * requests.work_per_step
+        steps = wanted
     quality = None
     if sizes.quality:
         assert steps is not None  # given with this switch
-        quality = quality_of(plant, requests.model, steps)
+        kind = requests.model
+        if sizes.services > 1:
+            kind = kind + number.service * plant.catalogue.memory_gb.shape[0]
+        quality = quality_of(plant, kind, steps)
     if not sizes.power_options_dbm:
         return Manner(work, steps, quality, None, None)
     powers_w = 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3)
-    tx_power_w = jnp.broadcast_to(powers_w[level // max(1, choices)], work.shape)
+    tx_power_w = jnp.broadcast_to(powers_w[number.power], work.shape)
     return Manner(work, steps, quality, tx_power_w, tx_power_w / plant.device_tx_power_w)
 
 
 def quality_of(
-    plant: Plant, model: Int[Array, "requests"], steps: Float[Array, "requests"]
+    plant: Plant, kind: Int[Array, "requests"], steps: Float[Array, "requests"]
 ) -> Float[Array, "requests qualities"]:
-    """Quality of a result (equation (13)); between whole numbers of steps linear."""
+    """Quality of a result (equation (13)) of a kind: its model and service; between whole numbers of steps linear."""
     table = plant.catalogue.quality
     low = jnp.clip(jnp.floor(steps).astype(jnp.int32), 0, table.shape[2] - 2)
     part = jnp.clip(steps - low, 0.0, 1.0)
-    return (table[:, model, low] * (1.0 - part) + table[:, model, low + 1] * part).T
+    return (table[:, kind, low] * (1.0 - part) + table[:, kind, low + 1] * part).T

@@ -9,7 +9,7 @@ from gmel.physics.energy import offload_energy_j, power_energy_j
 from gmel.simulator.account import other_costs_s
 from gmel.simulator.devices import device_speed, heard_age, sent_unseen_s
 from gmel.simulator.gangs import Wanted, gang_of, gangs_free_s, gangs_warm
-from gmel.simulator.levels import Manner, manner
+from gmel.simulator.levels import Manner, chosen, manner
 from gmel.simulator.links import Reach, backhaul_s, cells, download_time_s, reach, transfer_s, visible
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import GangNews, Observation, Requests, State
@@ -51,17 +51,17 @@ def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
     requests, sizes = state.requests, plant.switches
     seen = _look(plant, state, fresh)
     own = requests.present[None, :] & (requests.device[None, :] == requests.device[:, None])
-    task = jnp.stack(
-        [
-            requests.work,
-            requests.size_bit,
-            requests.deadline_s + requests.generated_s,
-            -requests.generated_s,
-            jnp.sum(own, axis=1).astype(requests.work.dtype),
-            seen.backlog_s,
-        ],
-        axis=-1,
-    )
+    columns = [
+        requests.work,
+        requests.size_bit,
+        requests.deadline_s + requests.generated_s,
+        -requests.generated_s,
+        jnp.sum(own, axis=1).astype(requests.work.dtype),
+        seen.backlog_s,
+    ]
+    if sizes.identities is not None:
+        columns.append(requests.model.astype(requests.work.dtype))
+    task = jnp.stack(columns, axis=-1)
     levels = [_at_level(plant, seen, level) for level in range(sizes.levels)]
     options, mask = levels[0]
     if sizes.levels > 1:
@@ -180,12 +180,17 @@ def _at_level(
         other_s = _other_costs_s(plant, seen, how, sending_s, upload_s)
         itself.append(other_s[:, 0])
         at_server.append(other_s[:, 1:])
+    service = chosen(plant, level).service
+    if sizes.identities is not None:
+        itself += [none, none + service]
+        at_server += [zero + jnp.arange(1, 1 + sizes.servers), zero + service]
     places = jnp.concatenate([jnp.stack(itself, axis=-1)[:, None, :], jnp.stack(at_server, axis=-1)], axis=1)
     fits = seen.fits
     if level:
-        # A row without a request has one option, and what is not sent has no power to choose.
+        # A row without a request has one option, and what is not sent has neither power nor service to choose.
         fits = fits & requests.present & (level < max(1, len(sizes.step_options)))
-    return places, jnp.concatenate([fits[:, None], seen.usable], axis=1)
+    usable = seen.usable & (service < plant.server_services) if service else seen.usable
+    return places, jnp.concatenate([fits[:, None], usable], axis=1)
 
 
 def _service_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests servers"]:
@@ -218,7 +223,7 @@ def _other_costs_s(
     return other_costs_s(
         plant,
         seen.requests.deadline_s,
-        how.quality,
+        how.quality if plant.switches.identities is None else None,
         jnp.concatenate([jnp.zeros_like(paid[:, :1]), paid], axis=1),
         jnp.concatenate([own_energy_j[:, None], energy_j], axis=1),
     )

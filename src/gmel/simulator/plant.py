@@ -15,8 +15,20 @@ from jaxtyping import Array, Float, Int
 
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
 from gmel.scenario.quality import Quality
-from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Mobility, Radio, Reward, Scenario, Spread
+from gmel.scenario.schema import (
+    Arrivals,
+    Choice,
+    Failures,
+    GenerationModel,
+    Mobility,
+    Radio,
+    Reward,
+    Scenario,
+    Server,
+    Spread,
+)
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
+from gmel.simulator.scale import Identities, identities_of
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
 
@@ -53,9 +65,13 @@ class Switches:
     quality: bool
     step_options: tuple[float, ...]
     power_options_dbm: tuple[float, ...]
+    services: int
+    """Most services that a server offers."""
     least_quality: float
     other_costs: bool
     """Whether options differ in what the reward counts beside latency and deadline."""
+    identities: Identities | None
+    """What observations tell apart by number, in place of the quality that they hide."""
     local: bool
     mobility: Mobility | None
     battery_j: Spread | None
@@ -70,7 +86,7 @@ class Switches:
     @property
     def levels(self) -> int:
         """Ways to do a task at one place (see `gmel.simulator.levels`)."""
-        return max(1, len(self.step_options)) * max(1, len(self.power_options_dbm))
+        return max(1, len(self.step_options)) * max(1, len(self.power_options_dbm)) * self.services
 
 
 class Catalogue(eqx.Module):
@@ -82,8 +98,9 @@ class Catalogue(eqx.Module):
     bit_work_low: Float[Array, "models"]
     bit_work_high: Float[Array, "models"]
     square_work: Float[Array, "models"]
-    quality: Float[Array, "places models steps"]
-    """Quality at 0, 1, 2, ... steps; no columns where it is not modelled; one place where it is the same everywhere."""
+    quality: Float[Array, "places kinds steps"]
+    """Quality at 0, 1, 2, ... steps; no columns where it is not modelled; one place where it is the same everywhere.
+    Kind: service x count of the models + model."""
     gang_cdf: Float[Array, "models gangs"]
     gang_gpus: Int[Array, "models gangs"]
     gang_speedup: Float[Array, "models gangs"]
@@ -119,6 +136,8 @@ class Plant(eqx.Module):
     """Most tasks there at once (infinite: no limit)."""
     server_capacity: Float[Array, "servers"]
     """Steps in progress that it can hold (discipline `capacity`)."""
+    server_services: Int[Array, "servers"]
+    """How many services it offers, at least one."""
     mean_service_s: Float[Array, ""]
     """Service time of a mean request at a mean server."""
     server_beta: Float[Array, "servers"]
@@ -199,8 +218,10 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         quality=scenario.has_quality,
         step_options=tuple(tasks.step_options or ()),
         power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
+        services=scenario.services,
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
+        identities=identities_of(scenario),
         local=scenario.devices.local,
         mobility=scenario.devices.mobility,
         battery_j=scenario.devices.battery_j,
@@ -231,6 +252,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         server_limit=array(limit),
         server_places=array([server.places or np.inf for server in scenario.servers]),
         server_capacity=array([server.capacity or 1.0 for server in scenario.servers]),
+        server_services=jnp.asarray([len(server.laws) for server in scenario.servers], jnp.int32),
         mean_service_s=array(scenario.mean_work / np.mean([server.speed for server in scenario.servers])),
         server_beta=array(beta),
         server_best_rate=array([scenario.best_rate(server) for server in scenario.servers]),
@@ -315,16 +337,32 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
     )
 
 
-def _quality(scenario: Scenario) -> Float[Array, "places models steps"]:
-    """Quality of each model at 0, 1, 2, ... steps, up to the most that anybody can ask for."""
+def _quality(scenario: Scenario) -> Float[Array, "places kinds steps"]:
+    """Quality of each model by each service at 0, 1, 2, ... steps, up to the most that anybody can ask for."""
     asked = [steps for model in scenario.models for steps in model.steps.values]
     most = max(asked + (scenario.tasks.step_options or []))
     steps = jnp.arange(math.ceil(most) + 2, dtype=float)
     everywhere = [model.quality for model in scenario.models]
-    if not any(server.quality for server in scenario.servers):
+    if not any(server.quality or server.services for server in scenario.servers):
         return jnp.stack([_quality_at(law, steps) for law in everywhere])[None]
-    places = [everywhere, *([server.quality or law for law in everywhere] for server in scenario.servers)]
-    return jnp.stack([jnp.stack([_quality_at(law, steps) for law in laws]) for laws in places])
+    # The device itself has no services: what it would do at the levels of others is that of the first.
+    itself = [(law, 0.0) for law in everywhere] * scenario.services
+    places = [itself, *(_kinds(server, everywhere, scenario.services) for server in scenario.servers)]
+    tables = {law: _quality_at(law, steps) for kinds in places for law, _ in kinds}
+    return jnp.stack([jnp.stack([tables[law] + base for law, base in kinds]) for kinds in places])
+
+
+def _kinds(server: Server, everywhere: list[Quality | None], services: int) -> list[tuple[Quality | None, float]]:
+    """Law and base of the quality of each kind of result of a server; it has no more services than it offers, those
+    beyond are masked."""
+    offered = [server.laws[min(number, len(server.laws) - 1)] for number in range(services)]
+    bases = [service.base for service in server.services] or [()]
+    added = [bases[min(number, len(bases) - 1)] or [0.0] * len(everywhere) for number in range(services)]
+    return [
+        (law or of_model, base)
+        for law, of_models in zip(offered, added, strict=True)
+        for of_model, base in zip(everywhere, of_models, strict=True)
+    ]
 
 
 def _quality_at(law: Quality | None, steps: Float[Array, "steps"]) -> Float[Array, "steps"]:

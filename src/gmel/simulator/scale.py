@@ -5,7 +5,16 @@ from typing import NamedTuple
 
 from gmel.scenario.schema import Scenario
 
-__all__ = ["Scale", "scale_of"]
+__all__ = ["Identities", "Scale", "identities_of", "scale_of"]
+
+
+class Identities(NamedTuple):
+    """How many servers, services of a server, and models observations tell apart by number
+    (`gmel.simulator.state.OPTION_IDENTITY`)."""
+
+    servers: int
+    services: int
+    models: int
 
 
 class Scale(NamedTuple):
@@ -18,6 +27,15 @@ class Scale(NamedTuple):
     """Ways to do a task at one place (`gmel.simulator.levels`)."""
     other_costs: bool = False
     """Whether observations have the column `gmel.simulator.state.OTHER_COST`."""
+    identities: Identities | None = None
+    """What observations tell apart by number; None where devices know the quality of their options."""
+
+
+def identities_of(scenario: Scenario) -> Identities | None:
+    """What observations tell apart by number: nothing unless quality is hidden."""
+    if scenario.slot.quality_known:
+        return None
+    return Identities(len(scenario.servers), scenario.services, len(scenario.models))
 
 
 def scale_of(scenario: Scenario) -> Scale:
@@ -25,5 +43,10 @@ def scale_of(scenario: Scenario) -> Scale:
     work = scenario.mean_work
     speed = scenario.capacity / sum(server.gpus for server in scenario.servers)
     return Scale(
-        work / speed, max(scenario.mean_bits_in, 1.0), work, scenario.levels, scenario.counts_more_than_latency
+        work / speed,
+        max(scenario.mean_bits_in, 1.0),
+        work,
+        scenario.levels,
+        scenario.counts_more_than_latency,
+        identities_of(scenario),
     )

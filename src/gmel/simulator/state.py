@@ -1,7 +1,8 @@
 """What the environment holds, shows and reports. Axes: see `docs/architecture.md`."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.physics.mobility import Walk
@@ -9,8 +10,10 @@ from gmel.physics.queueing import Servers
 
 __all__ = [
     "OPTION_FEATURES",
+    "OPTION_IDENTITY",
     "OTHER_COST",
     "TASK_FEATURES",
+    "TASK_IDENTITY",
     "Account",
     "Broadcasts",
     "GangNews",
@@ -25,6 +28,7 @@ __all__ = [
     "SharedTask",
     "State",
     "Uploads",
+    "identity",
     "option",
     "other_cost_s",
     "task",
@@ -59,6 +63,14 @@ OTHER_COST = "other_cost_s"
 option costs beside them (energy, price, minus quality), in seconds of latency at the weights of the reward. It may be
 negative."""
 
+OPTION_IDENTITY = ("server", "service")
+"""Two more columns of `Observation.options` behind `OTHER_COST`, only where devices do not know the quality of their
+options (`slot.quality_known = false`) and have to learn it: number of the server, 0 for the device itself, and of the
+service there, from 0."""
+
+TASK_IDENTITY = ("model",)
+"""One more column of `Observation.task` likewise: number of the model that the request asks for, from 0."""
+
 
 def task(observation: "Observation", name: str) -> Float[Array, "*batch requests"]:
     """Column `name` of the task features."""
@@ -77,12 +89,21 @@ def other_cost_s(observation: "Observation") -> Float[Array, "*batch requests op
     return observation.options[..., len(OPTION_FEATURES)]
 
 
+def identity(
+    observation: "Observation", name: Literal["server", "service", "model"]
+) -> Int[Array, "*batch requests"] | Int[Array, "*batch requests options"]:
+    """Number of the server or service of each option, or of the model of each request; only where quality is hidden."""
+    if name == "model":
+        return observation.task[..., len(TASK_FEATURES)].astype(jnp.int32)
+    return observation.options[..., len(OPTION_FEATURES) + 1 + OPTION_IDENTITY.index(name)].astype(jnp.int32)
+
+
 class Observation(NamedTuple):
     """What the devices with a request know when they decide: one row per request, one option per place to run.
 
-    Option 0 is the device itself, option j the server j - 1. Where steps or transmit power can be chosen too, the
-    places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are padding;
-    their mask allows option 0 alone.
+    Option 0 is the device itself, option j the server j - 1. Where steps, transmit power or a service can be chosen
+    too, the places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are
+    padding; their mask allows option 0 alone.
     """
 
     present: Bool[Array, "*batch requests"]

@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gmel.simulator.environment import Environment
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OTHER_COST, Observation, option, other_cost_s, task
+from gmel.simulator.state import OTHER_COST, Observation, identity, option, other_cost_s, task
 
-__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "flat_columns", "flat_rows", "flat_width"]
+__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "flat_columns", "flat_rows", "flat_width", "row_columns", "row_width"]
 
 BOUND = 20.0
 """All entries lie within [-BOUND, BOUND]: half a billion times the scale is cut off."""
 
 FLAT_TASK = ("has_task", "work", "size_bit", "deadline_s", "waited_s", "own_requests", "own_backlog_s")
-"""First columns of a flat row. `has_task` is 1 or 0; `own_requests` counts the other requests of the device."""
+"""First columns of a flat row. `has_task` is 1 or 0; `own_requests` counts the other requests of the device. Where
+devices do not know the quality of their options, one column for each model comes behind, 1 for that of the request."""
 
 FLAT_OPTION = (
     "allowed",
@@ -32,17 +34,29 @@ FLAT_OPTION = (
     "expected_s",
 )
 """Columns of each option, option 0 first. `allowed` is the mask; `expected_s` = max(upload, backlog) + switch + service
-+ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`) is left out. Where the scenario counts
-more
-than latency, `other_cost_s` comes behind."""
++ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`, which server and service an option is) is
+left out. Where the scenario counts more than latency, `other_cost_s` comes behind."""
 
 
-def flat_width(options: int, other_costs: bool = False) -> int:
-    """Length of the flat row of one request."""
-    return len(FLAT_TASK) + options * (len(FLAT_OPTION) + other_costs)
+def flat_width(options: int, other_costs: bool = False, models: int = 0) -> int:
+    """Length of the flat row of one request; `models` are those that observations tell apart."""
+    return len(FLAT_TASK) + models + options * (len(FLAT_OPTION) + other_costs)
 
 
-def flat_columns(options: int, other_costs: bool = False, requests: int = 1) -> tuple[str, ...]:
+def row_width(environment: Environment) -> int:
+    """Length of the flat row of a request of this environment."""
+    sizes = environment.plant.switches
+    return flat_width(environment.options, sizes.other_costs, sizes.identities.models if sizes.identities else 0)
+
+
+def row_columns(environment: Environment, requests: int = 1) -> tuple[str, ...]:
+    """Names of the entries of a flat vector of `requests` rows of this environment, in order."""
+    sizes = environment.plant.switches
+    models = sizes.identities.models if sizes.identities else 0
+    return flat_columns(environment.options, sizes.other_costs, requests, models)
+
+
+def flat_columns(options: int, other_costs: bool = False, requests: int = 1, models: int = 0) -> tuple[str, ...]:
     """Names of the entries of a flat vector of `requests` rows, in order.
 
     Example:
@@ -50,7 +64,8 @@ def flat_columns(options: int, other_costs: bool = False, requests: int = 1) -> 
         ('option 0 allowed', 'option 0 upload_s')
     """
     names = (*FLAT_OPTION, OTHER_COST) if other_costs else FLAT_OPTION
-    row = [*FLAT_TASK, *(f"option {choice} {name}" for choice in range(options) for name in names)]
+    task_names = (*FLAT_TASK, *(f"model {number}" for number in range(models)))
+    row = [*task_names, *(f"option {choice} {name}" for choice in range(options) for name in names)]
     return tuple(row) if requests == 1 else tuple(f"request {k} {name}" for k in range(requests) for name in row)
 
 
@@ -84,6 +99,9 @@ def flat_rows(observation: Observation, scale: Scale) -> Float[Array, "requests 
         ],
         axis=-1,
     )
+    if scale.identities is not None:
+        model = jax.nn.one_hot(identity(observation, "model"), scale.identities.models, dtype=tasks.dtype)
+        tasks = jnp.concatenate([tasks, model], axis=-1)
     rows = jnp.concatenate([tasks, options.reshape(options.shape[0], -1)], axis=1)
     rows = jnp.where(observation.present[:, None], jnp.clip(rows, -BOUND, BOUND), 0.0)
     return jax.lax.convert_element_type(rows, jnp.float32)
