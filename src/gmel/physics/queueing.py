@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gmel.physics.presence import Stays, next_present_s
+
 __all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue", "models_kept"]
 
 
@@ -83,11 +85,14 @@ def fifo_many_gpus(
     horizon_s: float | Float[Array, ""],
     model_memory: Float[Array, "models"],
     server_memory: Float[Array, "servers"],
+    stays: Stays | None = None,
 ) -> tuple[Served, Servers]:
     """First in, first out on the earliest free GPU, with least-recently-used model memory.
 
     A task whose model the server does not hold spends `load_s` on its GPU first; the least recently used models leave
     until the new one fits. All GPUs of a server share what is resident. Kiefer-Wolfowitz recursion, one row a step.
+
+    With `stays` a task starts only while its server is there; one whose server does not come back is discarded.
 
     Returns:
         As :func:`fifo_one_gpu`, with the state of the servers counting only rows ready before `horizon_s`.
@@ -102,7 +107,12 @@ def fifo_many_gpus(
         # The server of the row alone is read and written: a plant with many servers costs what its tasks cost.
         free_s, held, used_s = now.free_s[row.server], now.resident[row.server], now.used_s[row.server]
         start_s = jnp.maximum(row.ready_s, jnp.min(free_s))
-        serve = row.present & (start_s <= row.latest_start_s)
+        serve = row.present
+        if stays is not None:
+            there_s = next_present_s(stays.of(row.server), start_s)
+            serve = serve & jnp.isfinite(there_s)
+            start_s = jnp.where(jnp.isfinite(there_s), there_s, start_s)
+        serve = serve & (start_s <= row.latest_start_s)
         # Without models these are empty and cost nothing.
         wanted = jnp.arange(model_axis) == row.model
         hit = jnp.any(held & wanted) if model_axis else jnp.array(True)

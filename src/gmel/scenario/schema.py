@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.compute import Failures, Server, Service
+from gmel.scenario.compute import Failures, Server, Service, Stay
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
 from gmel.scenario.laws import Choice, Decibel, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 from gmel.scenario.network import Mobility, Radio
@@ -32,6 +32,7 @@ __all__ = [
     "Service",
     "Slot",
     "Spread",
+    "Stay",
     "Tasks",
 ]
 
@@ -166,6 +167,17 @@ class Scenario(Section):
         return self
 
     @model_validator(mode="after")
+    def _somebody_is_there(self) -> Self:
+        # Before anything asks for the capacity.
+        episode_s = self.episode.slots * self.slot.length_s
+        if not any(server.share_present(episode_s) > 0 for server in self.servers):
+            raise ValueError(
+                f"servers.present: no server is ever there in an episode of {episode_s:g} s (episode.slots x "
+                "slot.length_s); let one begin earlier, or lengthen episode.slots"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _service_fits(self) -> Self:
         kind, shared = self.service.discipline, ("sharing", "batching")
         users = {"concurrency": shared, "places": shared, "capacity": ("capacity",)}
@@ -237,8 +249,11 @@ class Scenario(Section):
 
     @property
     def capacity(self) -> float:
-        """Work units per second that all servers can do together, failures counted."""
-        return self.failures.availability * sum(server.speed * self.best_rate(server) for server in self.servers)
+        """Work units per second that all servers can do together, failures and absence counted."""
+        episode_s = self.episode.slots * self.slot.length_s
+        return self.failures.availability * sum(
+            server.share_present(episode_s) * server.speed * self.best_rate(server) for server in self.servers
+        )
 
     def best_rate(self, server: Server) -> float:
         """Seconds of service per second of a server with as many tasks in service as it takes."""

@@ -17,6 +17,7 @@ from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_l
 from gmel.scenario.quality import Quality
 from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Mobility, Radio, Reward, Scenario, Spread
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
+from gmel.simulator.presence import Presence, presence_of
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
 
@@ -152,6 +153,8 @@ class Plant(eqx.Module):
     """Corners of the closed routes; shorter ones repeat their last."""
     device_position_m: Float[Array, "devices 2"] | None = None
     """Where the devices stand; None: drawn."""
+    presence: Presence | None = None
+    """When the servers are there; None: always."""
 
 
 # To compare with all of so few is quicker than to halve.
@@ -260,6 +263,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         catalogue=_catalogue(scenario, (bits.low, bits.high) if bits else (0.0, 0.0)),
         route_m=array(_routes(scenario)),
         device_position_m=None if scenario.devices.positions_m is None else array(scenario.devices.positions_m),
+        presence=presence_of(scenario),
     )
 
 

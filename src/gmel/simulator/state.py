@@ -187,7 +187,7 @@ class Broadcasts(NamedTuple):
     uploads: Float[Array, "ages servers"]
     resident: Bool[Array, "ages servers models"]
     up: Bool[Array, "ages servers"] | None = None
-    """Whether the server was up; only with failures."""
+    """Whether the server was up and there; only with failures, or where servers come and go."""
     gangs: "GangNews | None" = None
     """What is known of the GPUs one by one; only with gangs."""
     interference: Float[Array, "ages servers"] | None = None
@@ -317,7 +317,7 @@ class Outcome(NamedTuple):
     dropped: Bool[Array, "rows"]
     account: Account
     server_wait_s: Float[Array, "servers"]
-    """Time until a GPU of each server is free, at the slot start."""
+    """Time until a GPU of each server is free and the server there, at the slot start."""
     backlog_s: Float[Array, ""]
     """Work left in all queues at the slot start: GPUs and devices together, in seconds of their own."""
     quality: Float[Array, "rows"] | None = None
