@@ -111,7 +111,7 @@ def test_tasks_start_when_a_gpu_is_free_and_the_server_there(choices: dict[str, 
     offloaded = records.option > 0
     np.testing.assert_array_equal(records.dropped[offloaded], lost[offloaded])
     served = offloaded & ~lost
-    assert served.sum() > 100
+    assert served.sum() > 80
     np.testing.assert_allclose(records.start_s[served], start_s[served], atol=2e-4)
     # It says something: some wait for a server to come back, and some are begun before it leaves and end after.
     waited = [any(abs(start - begin) < 1e-4 for begin in (15.55, 31.0)) for start in records.start_s[served]]
@@ -228,7 +228,8 @@ def test_gangs_of_one_gpu_that_load_nothing_are_first_in_first_out() -> None:
     mine, _, _ = drive(gangs)
     np.testing.assert_array_equal(plain.option, mine.option)
     np.testing.assert_array_equal(plain.dropped, mine.dropped)
-    np.testing.assert_allclose(plain.start_s, mine.start_s, atol=2e-4)
+    served = ~plain.dropped
+    np.testing.assert_allclose(plain.start_s[served], mine.start_s[served], atol=2e-4)
 
 
 @pytest.mark.parametrize("overload", ["crash", "reject"])
@@ -275,9 +276,9 @@ def test_all_away_and_no_local_work_tasks_wait_for_the_first_that_comes_back() -
     assert not scenario.devices.local
     environment = Environment.from_scenario(scenario)
     # Nobody is there: any may be chosen, and each says when it is back.
-    state = environment.reset(seeds(3, 1)[0])
+    state = eqx.filter_jit(environment.reset)(seeds(3, 1)[0])
     rows = state.requests._replace(present=jnp.ones_like(state.requests.present))
-    seen = environment.observe(state._replace(requests=rows))
+    seen = eqx.filter_jit(environment.observe)(state._replace(requests=rows))
     np.testing.assert_array_equal(seen.mask[0], [False, True, True, True])
     np.testing.assert_allclose(option(seen, "backlog_s")[0, 1:], [12.5, 20.0, 14.0])
     records, _, _ = drive(scenario)
@@ -292,9 +293,10 @@ def test_what_a_server_announces_is_when_a_task_could_start() -> None:
     """At slot 6 a server with 5 s of work left leaves at 7.3 and is back at 15.55; one that does not come back says a
     day."""
     environment = Environment.from_scenario(plant([[(0.0, 7.3), (15.55, 30.0)], [(0.0, 6.5)], ALWAYS], gpus=(1, 1, 1)))
-    state = environment.reset(seeds(3, 1)[0])._replace(slot=jnp.asarray(5, jnp.int32))
+    state = eqx.filter_jit(environment.reset)(seeds(3, 1)[0])._replace(slot=jnp.asarray(5, jnp.int32))
     busy = state.servers._replace(free_s=jnp.array([[6.0], [2.0], [4.0]]))
-    after, _, _ = environment.step(state._replace(servers=busy), jnp.zeros(environment.requests, jnp.int32))
+    action = jnp.zeros(environment.requests, jnp.int32)
+    after, _, _ = eqx.filter_jit(environment.step)(state._replace(servers=busy), action)
     np.testing.assert_allclose(after.broadcasts.wait_s[0], [15.55 - 6.0, 86_400.0, 3.0], rtol=1e-6)
     np.testing.assert_array_equal(after.broadcasts.up[0], [True, True, True])
 
