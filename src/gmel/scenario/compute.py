@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from gmel.scenario.laws import Finite, Name, NonNegative, Positive, Section, Share
 from gmel.scenario.quality import Quality
 
-__all__ = ["Failures", "Server", "Service", "Stay"]
+__all__ = ["Cache", "Failures", "Server", "Service", "Stay"]
 
 
 class Stay(Section):
@@ -124,3 +124,16 @@ class Failures(Section):
         """Long-run mean of a server's relative speed."""
         up = 1.0 if self.mean_up_s is None else self.mean_up_s / (self.mean_up_s + self.mean_down_s)
         return up * (1.0 - self.straggle * (1.0 - self.straggle_speed))
+
+
+class Cache(Section):
+    """Which models a server holds, chosen every `decision_slots` slots and kept until the next choice.
+
+    A task whose model its server does not hold loads it for itself alone, each time. Without this section models are
+    loaded on demand and the least recently used leave. `policy`, where nobody else decides: `popular` (the most popular
+    that fit, the same everywhere), `spread` (every model somewhere, then every model twice, ...), `recent` (those most
+    asked for in the cell of the server since the last choice), `random`.
+    """
+
+    decision_slots: int = Field(ge=1, le=1_000_000)
+    policy: Literal["popular", "spread", "recent", "random"] = "popular"

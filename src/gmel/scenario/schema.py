@@ -10,13 +10,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.compute import Failures, Server, Service, Stay
+from gmel.scenario.compute import Cache, Failures, Server, Service, Stay
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
 from gmel.scenario.laws import Choice, Decibel, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 from gmel.scenario.network import Mobility, Radio
 
 __all__ = [
     "Arrivals",
+    "Cache",
     "Choice",
     "Devices",
     "Episode",
@@ -126,6 +127,7 @@ class Scenario(Section):
     failures: Failures = Failures()
     models: list[GenerationModel] = Field(default_factory=list, max_length=256)
     switching: bool = False
+    cache: Cache | None = None
     tasks: Tasks
     arrivals: Arrivals
     reward: Reward = Reward()
@@ -160,6 +162,8 @@ class Scenario(Section):
                         f"server {server.name!r} has memory_gb = {server.memory_gb:g}, the largest model needs "
                         f"{largest:g}; give it at least that"
                     )
+        if self.cache is not None and not self.switching:
+            raise ValueError("cache needs switching = true: else no model is ever loaded")
         for what, names in (("servers", [s.name for s in self.servers]), ("models", [m.name for m in self.models])):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -215,6 +219,11 @@ class Scenario(Section):
                 raise ValueError(f'failures do not go with service.discipline = "{kind}"')
         if kind == "capacity" and (self.tasks.deadline == "drop" or self.service.max_wait_s is not None):
             raise ValueError('service.discipline = "capacity" has no queue: no tasks.deadline = "drop", no max_wait_s')
+        if self.cache is not None and (kind != "fifo" or self.failures.any):
+            other = "failures" if kind == "fifo" else f'service.discipline = "{kind}"'
+            raise ValueError(
+                f"cache does not go with {other}: models are loaded on GPUs that take one task each; remove one"
+            )
         most = max(server.gpus for server in self.servers)
         for model in self.models:
             if (kind == "gang") != bool(model.gangs):

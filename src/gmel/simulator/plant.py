@@ -15,7 +15,18 @@ from jaxtyping import Array, Float, Int
 
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
 from gmel.scenario.quality import Quality
-from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Mobility, Radio, Reward, Scenario, Spread
+from gmel.scenario.schema import (
+    Arrivals,
+    Cache,
+    Choice,
+    Failures,
+    GenerationModel,
+    Mobility,
+    Radio,
+    Reward,
+    Scenario,
+    Spread,
+)
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
 from gmel.simulator.presence import Presence, presence_of
 
@@ -45,6 +56,7 @@ class Switches:
     """Whether tasks are followed until they end (`physics/sharing.py`): servers share their time, or fail."""
     failures: Failures | None
     switching: bool
+    cache: Cache | None
     drop: bool
     noise: bool
     deadline_varies: bool
@@ -193,6 +205,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         shared=shared,
         failures=scenario.failures if scenario.failures.any else None,
         switching=scenario.switching,
+        cache=scenario.cache,
         drop=tasks.deadline == "drop",
         noise=tasks.noise_sigma > 0,
         deadline_varies=tasks.deadline_s.low < tasks.deadline_s.high,

@@ -13,6 +13,8 @@ __all__ = [
     "TASK_FEATURES",
     "Account",
     "Broadcasts",
+    "CacheLoads",
+    "CacheStatistics",
     "GangNews",
     "Gangs",
     "Links",
@@ -224,6 +226,24 @@ class Sent(NamedTuple):
     nominal_s: Float[Array, "ages requests"]
 
 
+class CacheStatistics(NamedTuple):
+    """What a choice of the models to hold may look at (see `gmel.simulator.caching`), beside the plant."""
+
+    asked: Int[Array, "servers models"]
+    """Requests since the last choice, by the cell of the device; at a server without a cell, of all devices."""
+    resident: Bool[Array, "servers models"]
+    """Models held now."""
+
+
+class CacheLoads(NamedTuple):
+    """The models that were chosen at the end of a slot and not held before."""
+
+    models: Int[Array, "servers"]
+    """How many."""
+    load_s: Float[Array, "servers"]
+    energy_j: Float[Array, "servers"]
+
+
 class Motion(NamedTuple):
     """Where the devices are, what their links follow from there, and where they go (see `gmel.physics.mobility`)."""
 
@@ -263,6 +283,8 @@ class State(NamedTuple):
     motion: Motion | None = None
     battery_j: Float[Array, "devices"] | None = None
     """Energy left; only with batteries."""
+    asked: Int[Array, "servers models"] | None = None
+    """Requests since the models to hold were last chosen, by cell; only where they are chosen."""
 
 
 class Reward(NamedTuple):
@@ -321,3 +343,5 @@ class Outcome(NamedTuple):
     backlog_s: Float[Array, ""]
     """Work left in all queues at the slot start: GPUs and devices together, in seconds of their own."""
     quality: Float[Array, "rows"] | None = None
+    cache: CacheLoads | None = None
+    """Only where it is chosen which models servers hold."""
