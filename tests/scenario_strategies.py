@@ -302,11 +302,15 @@ def _small_plants() -> dict[str, Data]:
         "sharing-failures": small_plant(radio=outage + SHARED),
         "catalogue": small_plant(catalogue=True, reward="miss = 1.0\nenergy = 0.1"),
         "switching": small_plant(catalogue=True, switching=True, gpus=(1, 2, 1), tasks="noise_sigma = 0.3"),
+        "cached": small_plant(catalogue=True, switching=True, gpus=(2, 1, 1)),
         "moving": small_plant(radio=MOVING, bandwidth_hz=5e6, arrivals=bursts),
         "crowded": small_plant(radio=CROWDED, catalogue=True, arrivals='kind = "gamma"\ncv = 2.0\nload = 0.8'),
     }
     data = {name: _cut_down(plant) for name, plant in plants.items()}
     data["moving"]["devices"] |= {"battery_j": {"low": 20.0, "high": 200.0}, "standby_power_w": 0.5}
+    data["cached"]["cache"] = {"decision_slots": 2, "policy": "random"}
+    data["cached"]["servers"][0]["present"] = [{"to_s": 2.5}, {"from_s": 4.25, "to_s": 12.0}]
+    data["cached"]["servers"][1]["present"] = [{"from_s": 3.5}]
     data["crowded"]["devices"]["power_options_dbm"] = [10.0, 20.0]
     data["crowded"]["servers"][2] |= {"cell": False, "backhaul_bps": 1e8, "backhaul_delay_s": 0.02}
     return data

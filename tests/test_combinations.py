@@ -181,6 +181,36 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"servers.1.memory_gb": 8.0},
         "'S1' has memory_gb = 8, the largest",
     ),
+    "cache without switching": (
+        "catalogue",
+        {"cache": {"decision_slots": 5}},
+        "cache needs switching = true: else no model is ever loaded",
+    ),
+    "cache of servers that share": (
+        "switching",
+        {"cache": {"decision_slots": 5}, "service.discipline": "sharing"},
+        'cache does not go with service.discipline = "sharing"',
+    ),
+    "cache of servers that fail": (
+        "switching",
+        {"cache": {"decision_slots": 5}, "failures.mean_up_s": 9.0},
+        "cache does not go with failures: models are loaded on GPUs that take one task each",
+    ),
+    "stays out of order": (
+        "uniform",
+        {"servers.1.present": [{"from_s": 5.0, "to_s": 9.0}, {"to_s": 4.0}]},
+        "present: the stay from_s = 0 begins before the one before it ends",
+    ),
+    "stay that ends before it begins": (
+        "uniform",
+        {"servers.0.present": [{"from_s": 5.0, "to_s": 4.0}]},
+        "servers[0].present[0]: to_s = 4 must exceed from_s = 5",
+    ),
+    "nobody ever there": (
+        "uniform",
+        {f"servers.{n}.present": [{"from_s": 20.0}] for n in range(3)},
+        "servers.present: no server is ever there in an episode of 20 s",
+    ),
     "catalogue without models": ("catalogue", {"models": []}, "needs at least one [[models]] entry"),
     "uniform tasks without work": (
         "uniform",

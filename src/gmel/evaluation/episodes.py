@@ -55,13 +55,16 @@ class Measured:
 
     `records`: counted tasks of each episode (decided after the warm-up and before the drain). `wait_s`: time until a
     GPU is free per slot and server of each episode. `backlog_s`: all queues together. `unfinished`: counted tasks that
-    were not final at the end of the drain, per episode; they count as missed.
+    were not final at the end of the drain, per episode; they count as missed. `cache_loads`, `cache_load_j`: models
+    loaded by choice, not for a task, in the counted slots of each episode, and the energy of that (None: no choice).
     """
 
     records: list[Records]
     wait_s: NDArray[np.float64]
     backlog_s: NDArray[np.float64]
     unfinished: NDArray[np.int64]
+    cache_loads: NDArray[np.int64] | None = None
+    cache_load_j: NDArray[np.float64] | None = None
 
     def per_episode(self, statistic: Callable[[Records], float]) -> NDArray[np.float64]:
         """A statistic of each episode's records."""
@@ -161,7 +164,12 @@ def _measured(outcome: Outcome, left: Uploads, episodes: Episodes, slot_s: float
     decided = np.asarray(left.decided_slot)
     counted = (decided >= episodes.warmup_slots) & (decided < episodes.slots)
     unfinished = np.sum(np.asarray(left.present) & counted, axis=1)
-    return Measured(records, wait_s, backlog_s, unfinished)
+    if outcome.cache is None:
+        return Measured(records, wait_s, backlog_s, unfinished)
+    chosen = slice(episodes.warmup_slots, episodes.slots)
+    loads = np.asarray(outcome.cache.models)[:, chosen].sum(axis=(1, 2), dtype=np.int64)
+    energy_j = np.asarray(outcome.cache.energy_j)[:, chosen].sum(axis=(1, 2), dtype=np.float64)
+    return Measured(records, wait_s, backlog_s, unfinished, loads, energy_j)
 
 
 def _grows(backlog_s: NDArray[np.float64]) -> bool:

@@ -53,9 +53,16 @@ def metrics_of(measured: Measured) -> dict[str, Floats]:
     def completion(records: Records, left: int) -> float:
         return float(records.in_time.sum()) / max(1, len(records) + int(left))
 
-    def switches(records: Records) -> float:
+    count = len(measured.records)
+    loads = np.zeros(count) if measured.cache_loads is None else measured.cache_loads
+    load_j = np.zeros(count) if measured.cache_load_j is None else measured.cache_load_j
+
+    def switches(records: Records, more: float) -> float:
         offloaded = records.option > 0
-        return float((records.switch_s > 0).sum()) / max(1, int(offloaded.sum()))
+        return (float((records.switch_s > 0).sum()) + more) / max(1, int(offloaded.sum()))
+
+    def energy_j(records: Records, more_j: float) -> float:
+        return float(records.energy_j.mean()) + more_j / max(1, len(records))
 
     def quality(records: Records) -> float:
         # Of what was done in time; not a number where results have no quality.
@@ -68,8 +75,10 @@ def metrics_of(measured: Measured) -> dict[str, Floats]:
         "completion_rate": np.array(
             [completion(records, left) for records, left in zip(measured.records, unfinished, strict=True)]
         ),
-        "energy_j": measured.per_episode(lambda records: float(records.energy_j.mean())),
-        "switches_per_offloaded_task": measured.per_episode(switches),
+        "energy_j": np.array([energy_j(*each) for each in zip(measured.records, load_j, strict=True)]),
+        "switches_per_offloaded_task": np.array(
+            [switches(*each) for each in zip(measured.records, loads, strict=True)]
+        ),
         "quality": measured.per_episode(quality),
     }
 

@@ -58,6 +58,7 @@ class _Arrival(NamedTuple):
 
     number: Int[Array, "rows"]
     arrives: Bool[Array, "rows"]
+    turned_away: Bool[Array, "rows"]
     server: Int[Array, "rows"]
     ready_s: Float[Array, "rows"]
     units: Float[Array, "rows"]
@@ -77,12 +78,14 @@ def host(
     capacity: Float[Array, "servers"],
     horizon_s: float | Float[Array, ""],
     on_overload: Literal["crash", "reject"] = "crash",
+    there: Bool[Array, "rows"] | None = None,
 ) -> Hosted:
     """Tasks arrive in order of `ready_s`, ties by row number, and are accepted if their units fit beside those running.
 
     A task that ends at the instant of an arrival has left. If the units do not fit, the server crashes: all tasks that
     it runs and the new one are lost at that instant, after which it goes on, empty. With `on_overload="reject"`
-    (static) only the new one is lost. A task of more units than the capacity never fits.
+    (static) only the new one is lost. A task of more units than the capacity never fits. A task whose server is not
+    `there` when it arrives is lost alone.
 
     Returns:
         The tasks followed to the end, and which run at `horizon_s`, which no later decision can change.
@@ -92,7 +95,9 @@ def host(
     start_s = jnp.where(tasks.running, tasks.start_s, tasks.ready_s)
     planned_end_s = start_s + tasks.service_s
     number = jnp.arange(start_s.shape[0])
-    arrivals = _Arrival(number, arriving, tasks.server, tasks.ready_s, tasks.units, capacity[tasks.server])
+    turned_away = jnp.zeros_like(arriving) if there is None else arriving & ~there
+    room = capacity[tasks.server]
+    arrivals = _Arrival(number, arriving, turned_away, tasks.server, tasks.ready_s, tasks.units, room)
 
     def arrive(now: _Fates, row: _Arrival) -> tuple[_Fates, None]:
         new = (number == row.number) & row.arrives
@@ -100,6 +105,9 @@ def host(
         fits = jnp.sum(jnp.where(beside, tasks.units, 0.0)) + row.units <= row.capacity
         overload = row.arrives & ~fits
         victims = overload & ((new | beside) if on_overload == "crash" else new)
+        if there is not None:
+            victims = jnp.where(row.turned_away, new, victims)
+            overload = overload | row.turned_away
         end_s = jnp.where(victims, row.ready_s, jnp.where(new, planned_end_s, now.end_s))
         return _Fates(end_s, now.lost | victims, now.caused | (overload & new)), None
 

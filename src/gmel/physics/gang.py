@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gmel.physics.presence import Stays, next_present_s
 from gmel.physics.queueing import Served
 
 __all__ = ["GangQueued", "GangServers", "fifo_gangs"]
@@ -51,7 +52,7 @@ class GangServers(NamedTuple):
 
 
 def fifo_gangs(
-    servers: GangServers, rows: GangQueued, horizon_s: float | Float[Array, ""]
+    servers: GangServers, rows: GangQueued, horizon_s: float | Float[Array, ""], stays: Stays | None = None
 ) -> tuple[Served, GangServers]:
     """First in, first out without overtaking; a task starts when `gpus` GPUs of its server are free.
 
@@ -60,7 +61,8 @@ def fifo_gangs(
     by number, loads its model and forms a new group; the groups it takes GPUs from are dissolved.
 
     A discarded task holds nobody back: its start is known as soon as the tasks before it are. One that asks for no GPU,
-    or for more than its server has, is discarded when it is ready.
+    or for more than its server has, is discarded when it is ready. With `stays` a task starts only while its server is
+    there; one whose server does not come back is discarded.
 
     Returns:
         As :func:`gmel.physics.queueing.fifo_many_gpus`: the rows served to the end, and the state of the servers
@@ -82,6 +84,10 @@ def fifo_gangs(
 
         possible = (row.gpus >= 1) & (row.gpus <= jnp.sum(jnp.isfinite(free_s)))
         start_s = jnp.maximum(row.ready_s, jnp.maximum(head_s, _enough_free(free_s, row.gpus)))
+        if stays is not None:
+            there_s = next_present_s(stays.of(row.server), start_s)
+            possible = possible & jnp.isfinite(there_s)
+            start_s = there_s
         start_s = jnp.where(possible, start_s, row.ready_s)
         serve = row.present & possible & (start_s <= row.latest_start_s)
 

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "local_queue", "models_kept"]
+from gmel.physics.presence import Stays, next_present_s
+
+__all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "load_models", "local_queue", "models_kept"]
 
 
 class Queued(NamedTuple):
@@ -46,6 +48,8 @@ class Servers(NamedTuple):
     free_s: Float[Array, "servers gpus"]
     resident: Bool[Array, "servers models"]
     used_s: Float[Array, "servers models"]
+    loaded_s: Float[Array, "servers models"] | None = None
+    """When each model held is loaded; only where it is chosen which are held. None: on demand."""
 
 
 def fifo_one_gpu(
@@ -83,11 +87,17 @@ def fifo_many_gpus(
     horizon_s: float | Float[Array, ""],
     model_memory: Float[Array, "models"],
     server_memory: Float[Array, "servers"],
+    stays: Stays | None = None,
 ) -> tuple[Served, Servers]:
     """First in, first out on the earliest free GPU, with least-recently-used model memory.
 
     A task whose model the server does not hold spends `load_s` on its GPU first; the least recently used models leave
     until the new one fits. All GPUs of a server share what is resident. Kiefer-Wolfowitz recursion, one row a step.
+
+    Where it is chosen which models are held (`servers.loaded_s`) nothing changes them here: a task starts no earlier
+    than its model is loaded, and one whose model is not held spends `load_s` each time.
+
+    With `stays` a task starts only while its server is there; one whose server does not come back is discarded.
 
     Returns:
         As :func:`fifo_one_gpu`, with the state of the servers counting only rows ready before `horizon_s`.
@@ -100,17 +110,25 @@ def fifo_many_gpus(
         at = order[step]
         row = jax.tree.map(lambda field: field[at], rows)
         # The server of the row alone is read and written: a plant with many servers costs what its tasks cost.
-        free_s, held, used_s = now.free_s[row.server], now.resident[row.server], now.used_s[row.server]
+        mine = jax.tree.map(lambda field: field[row.server], now)
+        free_s, held, used_s = mine.free_s, mine.resident, mine.used_s
         start_s = jnp.maximum(row.ready_s, jnp.min(free_s))
-        serve = row.present & (start_s <= row.latest_start_s)
         # Without models these are empty and cost nothing.
         wanted = jnp.arange(model_axis) == row.model
+        if mine.loaded_s is not None:
+            start_s = jnp.maximum(start_s, jnp.max(jnp.where(held & wanted, mine.loaded_s, -jnp.inf)))
+        serve = row.present
+        if stays is not None:
+            there_s = next_present_s(stays.of(row.server), start_s)
+            serve = serve & jnp.isfinite(there_s)
+            start_s = jnp.where(jnp.isfinite(there_s), there_s, start_s)
+        serve = serve & (start_s <= row.latest_start_s)
         hit = jnp.any(held & wanted) if model_axis else jnp.array(True)
         switch_s = jnp.where(hit, 0.0, row.load_s)
         end_s = start_s + switch_s + row.service_s
         taken = jnp.arange(free_s.shape[0]) == jnp.argmin(free_s)
-        after = Servers(jnp.where(taken, end_s, free_s), held, used_s)
-        if model_axis:
+        after = mine._replace(free_s=jnp.where(taken, end_s, free_s))
+        if model_axis and mine.loaded_s is None:
             kept = models_kept(held, used_s, wanted, model_memory, server_memory[row.server])
             after = after._replace(resident=kept | wanted, used_s=jnp.where(wanted, start_s, used_s))
         # What is not served, or not final, is written nowhere.
@@ -126,6 +144,31 @@ def fifo_many_gpus(
     steps = greatest(jnp.sum(rows.present, dtype=jnp.int32))
     _, committed, served = jax.lax.fori_loop(0, steps, serve_one, (servers, servers, untouched))
     return served, committed
+
+
+def load_models(
+    servers: Servers, new: Bool[Array, "servers models"], load_s: Float[Array, "servers models"]
+) -> Servers:
+    """The servers, now holding `new` models as well, which they load from now (time 0) on.
+
+    Each load takes a GPU as a task would: one after the other in the order of the catalogue, each on the GPU that is
+    free first, behind what the server has already taken in.
+    """
+    gpus = jnp.arange(servers.free_s.shape[1])
+
+    def load_one(
+        free_s: Float[Array, "servers gpus"], model: tuple[Bool[Array, "servers"], Float[Array, "servers"]]
+    ) -> tuple[Float[Array, "servers gpus"], Float[Array, "servers"]]:
+        loads, takes_s = model
+        end_s = jnp.maximum(jnp.min(free_s, axis=1), 0.0) + takes_s
+        taken = loads[:, None] & (gpus == jnp.argmin(free_s, axis=1)[:, None])
+        return jnp.where(taken, end_s[:, None], free_s), end_s
+
+    assert servers.loaded_s is not None  # where it is chosen which models are held
+    free_s, end_s = jax.lax.scan(load_one, servers.free_s, (new.T, load_s.T))
+    return servers._replace(
+        free_s=free_s, resident=servers.resident | new, loaded_s=jnp.where(new, end_s.T, servers.loaded_s)
+    )
 
 
 def _put(servers: Servers, at: Int[Array, ""], row: Servers) -> Servers:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gmel.physics.presence import Stays, next_present_s
 from gmel.physics.queueing import models_kept
 
 __all__ = ["Shared", "SharedServers", "Sharing", "share"]
@@ -60,6 +61,8 @@ class SharedServers(NamedTuple):
     used_s: Float[Array, "servers models"]
     places: Float[Array, "servers"] | None = None
     """Most tasks at the server at once, waiting or in service: one that comes then is rejected. None: no limit."""
+    stays: Stays | None = None
+    """When each is there: away, it starts nothing and goes on with what it has begun. None: always."""
 
 
 class Shared(NamedTuple):
@@ -115,8 +118,8 @@ def share(
     """Serves the tasks to the end, event by event: an arrival, a start, a completion, or the end of the slot.
 
     Every pass of the loop takes one event of each server. A task that would start after `latest_start_s` is discarded,
-    and one that finds all `places` taken. A model that is not resident adds `load_s` to the service of the task that
-    starts; the least recently used leave.
+    and one that finds all `places` taken, or would start on a server that does not come back. A model that is not
+    resident adds `load_s` to the service of the task that starts; the least recently used leave.
 
     Returns:
         The tasks served to the end, and all servers at `horizon_s`, which no later decision can change.
@@ -162,6 +165,7 @@ def share(
         rate = speed / (1.0 + servers.beta * jnp.maximum(in_service - servers.gpus, 0.0) / servers.gpus)
         # A server that is down starts nothing.
         admits = (in_service < servers.limit) & jnp.any(here & clock.waiting[:, None], axis=0) & (speed > 0)
+        admits, back_s, gone = _there(servers.stays, clock.now_s, admits)
         # Times of the next arrival, completion, end of the slot.
         arrival_s = least(tasks.ready_s, clock.coming)
         row_rate = of_server(rate)
@@ -169,22 +173,23 @@ def share(
         done_s = jnp.where(row_rate > 0, done_s, jnp.inf)
         completion_s = least(done_s, clock.serving)
         border_s = jnp.where(passed, jnp.inf, horizon_s)
-        next_s = jnp.minimum(jnp.minimum(arrival_s, completion_s), border_s)
+        pause_s = border_s if back_s is None else jnp.minimum(border_s, back_s)
+        next_s = jnp.minimum(jnp.minimum(arrival_s, completion_s), pause_s)
         idle = ~admits & ~jnp.isfinite(next_s)
         next_s = jnp.where(admits | idle, clock.now_s, jnp.maximum(next_s, clock.now_s))
         crossing = ~admits & ~passed & (next_s >= horizon_s)
-        completes = ~admits & ~crossing & jnp.isfinite(completion_s) & (completion_s <= arrival_s)
-        arrives = ~admits & ~crossing & ~completes & jnp.isfinite(arrival_s)
+        happens = ~admits & ~crossing
+        happens = happens if back_s is None else happens & (jnp.minimum(arrival_s, completion_s) <= back_s)
+        completes = happens & jnp.isfinite(completion_s) & (completion_s <= arrival_s)
+        arrives = happens & ~completes & jnp.isfinite(arrival_s)
         # Work done until then.
         left_s = jnp.where(clock.serving, clock.left_s - row_rate * (of_server(next_s - clock.now_s)), clock.left_s)
         ends = first_of(done_s, clock.serving) & completes[tasks.server]
         joins = first_of(tasks.ready_s, clock.coming) & arrives[tasks.server]
-        rejected = jnp.zeros_like(joins)
-        if servers.places is not None:
-            there = jnp.sum(here & (clock.serving | clock.waiting)[:, None], axis=0)
-            rejected = joins & of_server((there >= servers.places).astype(next_s.dtype)).astype(bool)
+        rejected = _rejected(clock, joins, here, tasks.server, servers.places)
         starts = first_of(tasks.ready_s, clock.waiting) & admits[tasks.server]
         late = starts & (of_server(next_s) > tasks.latest_start_s)
+        late = late if gone is None else late | (starts & gone[tasks.server])
         served = starts & ~late
         after = clock._replace(
             now_s=next_s,
@@ -198,16 +203,7 @@ def share(
         )
         if models:
             after = _load_models(after, served, here, tasks, model_memory, server_memory)
-        crossed = crossing[tasks.server]
-        at = after.at_horizon
-        return after._replace(
-            at_horizon=_Horizon(
-                left_s=jnp.where(crossed, after.left_s, at.left_s),
-                serving=jnp.where(crossed, after.serving, at.serving),
-                resident=jnp.where(crossing[:, None], after.resident, at.resident),
-                used_s=jnp.where(crossing[:, None], after.used_s, at.used_s),
-            )
-        )
+        return _note_horizon(after, crossing, tasks.server)
 
     def unfinished(clock: _Clock) -> Bool[Array, ""]:
         return jnp.any(clock.coming | clock.waiting | clock.serving) | jnp.any(clock.now_s < horizon_s)
@@ -223,6 +219,48 @@ def share(
         serving=at.serving,
         resident=at.resident,
         used_s=at.used_s,
+    )
+
+
+def _there(
+    stays: Stays | None, now_s: Float[Array, "servers"], wanted: Bool[Array, "servers"]
+) -> tuple[Bool[Array, "servers"], Float[Array, "servers"] | None, Bool[Array, "servers"] | None]:
+    """Which of the servers that could start a task do now; when each of the others is back; which never are.
+
+    A task whose server does not come back starts, and is discarded then. Without stays nothing is ever away.
+    """
+    if stays is None:
+        return wanted, None, None
+    there_s = next_present_s(stays, now_s)
+    gone = ~jnp.isfinite(there_s)
+    back_s = jnp.where(wanted & (there_s > now_s), there_s, jnp.inf)
+    return wanted & ~jnp.isfinite(back_s), back_s, gone
+
+
+def _rejected(
+    clock: _Clock,
+    joins: Bool[Array, "rows"],
+    here: Bool[Array, "rows servers"],
+    server: Int[Array, "rows"],
+    places: Float[Array, "servers"] | None,
+) -> Bool[Array, "rows"]:
+    """Which of the tasks that come find all places taken."""
+    if places is None:
+        return jnp.zeros_like(joins)
+    there = jnp.sum(here & (clock.serving | clock.waiting)[:, None], axis=0)
+    return joins & (there >= places)[server]
+
+
+def _note_horizon(clock: _Clock, crossing: Bool[Array, "servers"], server: Int[Array, "rows"]) -> _Clock:
+    """Writes down what stands where a server passes the end of the slot."""
+    crossed, at = crossing[server], clock.at_horizon
+    return clock._replace(
+        at_horizon=_Horizon(
+            left_s=jnp.where(crossed, clock.left_s, at.left_s),
+            serving=jnp.where(crossed, clock.serving, at.serving),
+            resident=jnp.where(crossing[:, None], clock.resident, at.resident),
+            used_s=jnp.where(crossing[:, None], clock.used_s, at.used_s),
+        )
     )
 
 

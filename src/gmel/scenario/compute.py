@@ -1,13 +1,14 @@
 """The sections of a scenario about servers: what they are, how they work on tasks, how they fail."""
 
-from typing import Annotated, Literal
+import itertools
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gmel.scenario.laws import Finite, Name, NonNegative, Positive, Section, Share
 from gmel.scenario.quality import Quality
 
-__all__ = ["Failures", "HostedService", "Server", "Service"]
+__all__ = ["Cache", "Failures", "HostedService", "Server", "Service", "Stay"]
 
 
 class HostedService(Section):
@@ -23,6 +24,24 @@ class HostedService(Section):
     base: tuple[Share, ...] = Field(default=(), max_length=256)
 
 
+class Stay(Section):
+    """A time in which a server is there, counted from the start of the episode: [from_s, to_s); no `to_s`: for good."""
+
+    from_s: NonNegative = 0.0
+    to_s: Positive | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.to_s is not None and self.to_s <= self.from_s:
+            raise ValueError(f"to_s = {self.to_s:g} must exceed from_s = {self.from_s:g}")
+        return self
+
+    def within_s(self, episode_s: float) -> float:
+        """How much of an episode it covers."""
+        to_s = episode_s if self.to_s is None else min(self.to_s, episode_s)
+        return max(0.0, to_s - self.from_s)
+
+
 class Server(Section):
     """An edge server: `gpus` alike accelerators of `speed` work units per second each, one radio cell.
 
@@ -36,6 +55,8 @@ class Server(Section):
     A server without a `cell` (a cloud) is reached through the device's own cell. What comes to a server from another
     cell takes `backhaul_delay_s` and its bits over `backhaul_bps` (none: the delay alone), without contention. `price`
     is paid for each work unit done there.
+
+    `present`: when it is there (none: always). A server that is away starts nothing; what it has begun it finishes.
     """
 
     name: Name
@@ -55,6 +76,23 @@ class Server(Section):
     backhaul_bps: Positive | None = None
     backhaul_delay_s: NonNegative = 0.0
     position_m: tuple[Finite, Finite] | None = None
+    present: tuple[Stay, ...] | None = Field(default=None, min_length=1, max_length=16)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for before, after in itertools.pairwise(self.present or ()):
+            if before.to_s is None or after.from_s < before.to_s:
+                raise ValueError(
+                    f"present: the stay from_s = {after.from_s:g} begins before the one before it ends; "
+                    "give them in order of time, without overlap"
+                )
+        return self
+
+    def share_present(self, episode_s: float) -> float:
+        """Share of an episode in which it is there."""
+        if self.present is None:
+            return 1.0
+        return sum(stay.within_s(episode_s) for stay in self.present) / episode_s
 
     @property
     def laws(self) -> list[Quality | None]:
@@ -105,3 +143,16 @@ class Failures(Section):
         """Long-run mean of a server's relative speed."""
         up = 1.0 if self.mean_up_s is None else self.mean_up_s / (self.mean_up_s + self.mean_down_s)
         return up * (1.0 - self.straggle * (1.0 - self.straggle_speed))
+
+
+class Cache(Section):
+    """Which models a server holds, chosen every `decision_slots` slots and kept until the next choice.
+
+    A task whose model its server does not hold loads it for itself alone, each time. Without this section models are
+    loaded on demand and the least recently used leave. `policy`, where nobody else decides: `popular` (the most popular
+    that fit, the same everywhere), `spread` (every model somewhere, then every model twice, ...), `recent` (those most
+    asked for in the cell of the server since the last choice), `random`.
+    """
+
+    decision_slots: int = Field(ge=1, le=1_000_000)
+    policy: Literal["popular", "spread", "recent", "random"] = "popular"

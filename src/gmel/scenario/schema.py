@@ -10,13 +10,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.compute import Failures, Server, Service
+from gmel.scenario.compute import Cache, Failures, Server, Service, Stay
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
 from gmel.scenario.laws import Choice, Decibel, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
 from gmel.scenario.network import Mobility, Radio
 
 __all__ = [
     "Arrivals",
+    "Cache",
     "Choice",
     "Devices",
     "Episode",
@@ -32,6 +33,7 @@ __all__ = [
     "Service",
     "Slot",
     "Spread",
+    "Stay",
     "Tasks",
 ]
 
@@ -127,6 +129,7 @@ class Scenario(Section):
     failures: Failures = Failures()
     models: list[GenerationModel] = Field(default_factory=list, max_length=256)
     switching: bool = False
+    cache: Cache | None = None
     tasks: Tasks
     arrivals: Arrivals
     reward: Reward = Reward()
@@ -161,10 +164,23 @@ class Scenario(Section):
                         f"server {server.name!r} has memory_gb = {server.memory_gb:g}, the largest model needs "
                         f"{largest:g}; give it at least that"
                     )
+        if self.cache is not None and not self.switching:
+            raise ValueError("cache needs switching = true: else no model is ever loaded")
         for what, names in (("servers", [s.name for s in self.servers]), ("models", [m.name for m in self.models])):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} with the same name: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_is_there(self) -> Self:
+        # Before anything asks for the capacity.
+        episode_s = self.episode.slots * self.slot.length_s
+        if not any(server.share_present(episode_s) > 0 for server in self.servers):
+            raise ValueError(
+                f"servers.present: no server is ever there in an episode of {episode_s:g} s (episode.slots x "
+                "slot.length_s); let one begin earlier, or lengthen episode.slots"
+            )
         return self
 
     @model_validator(mode="after")
@@ -205,6 +221,11 @@ class Scenario(Section):
                 raise ValueError(f'failures do not go with service.discipline = "{kind}"')
         if kind == "capacity" and (self.tasks.deadline == "drop" or self.service.max_wait_s is not None):
             raise ValueError('service.discipline = "capacity" has no queue: no tasks.deadline = "drop", no max_wait_s')
+        if self.cache is not None and (kind != "fifo" or self.failures.any):
+            other = "failures" if kind == "fifo" else f'service.discipline = "{kind}"'
+            raise ValueError(
+                f"cache does not go with {other}: models are loaded on GPUs that take one task each; remove one"
+            )
         most = max(server.gpus for server in self.servers)
         for model in self.models:
             if (kind == "gang") != bool(model.gangs):
@@ -266,8 +287,11 @@ class Scenario(Section):
 
     @property
     def capacity(self) -> float:
-        """Work units per second that all servers can do together, failures counted."""
-        return self.failures.availability * sum(server.speed * self.best_rate(server) for server in self.servers)
+        """Work units per second that all servers can do together, failures and absence counted."""
+        episode_s = self.episode.slots * self.slot.length_s
+        return self.failures.availability * sum(
+            server.share_present(episode_s) * server.speed * self.best_rate(server) for server in self.servers
+        )
 
     def best_rate(self, server: Server) -> float:
         """Seconds of service per second of a server with as many tasks in service as it takes."""

@@ -13,6 +13,7 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.account import accounts, costs, device_energy_j
 from gmel.simulator.arrivals import first_memory
 from gmel.simulator.broadcasts import announce, first_broadcasts
+from gmel.simulator.caching import count_asked, first_cache, next_cache, statistics_of
 from gmel.simulator.devices import device_speed, discharge, first_battery_j, nothing_sent, remember
 from gmel.simulator.failures import next_speed
 from gmel.simulator.gangs import gang_of, no_gangs
@@ -24,6 +25,8 @@ from gmel.simulator.sending import send
 from gmel.simulator.service import serve
 from gmel.simulator.state import (
     Account,
+    CacheLoads,
+    CacheStatistics,
     Gangs,
     Observation,
     Outcome,
@@ -128,8 +131,13 @@ class Environment(eqx.Module):
         """Number of options of a request: places x levels (`gmel.simulator.levels`)."""
         return (1 + self.servers) * self.plant.switches.levels
 
-    def reset(self, seed: UInt32[Array, "2"], trace_slot: int | Int[Array, ""] = 0) -> State:
-        """An empty plant with its first requests. `trace_slot` is where a trace starts."""
+    def reset(
+        self,
+        seed: UInt32[Array, "2"],
+        trace_slot: int | Int[Array, ""] = 0,
+        cache: Bool[Array, "servers models"] | None = None,
+    ) -> State:
+        """An empty plant with its first requests. `trace_slot` is where a trace starts, `cache` as in `step`."""
         sizes = self.plant.switches
         seed = mix_seed(seed)
         links, motion = first_scene(self.plant, seed)
@@ -139,8 +147,9 @@ class Environment(eqx.Module):
         free_s = jnp.where(absent, jnp.inf, 0.0).astype(self.plant.slot_s.dtype)
         servers = Servers(
             free_s=free_s,
-            resident=self._first_residents(),
+            resident=self._first_residents() if sizes.cache is None else first_cache(self.plant, seed, cache),
             used_s=jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
+            loaded_s=None if sizes.cache is None else jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
         )
         ages = (sizes.age + sizes.heard_ages + 1, sizes.servers)
         requests, arrivals = next_requests(
@@ -170,6 +179,7 @@ class Environment(eqx.Module):
             radio_backlog_s=jnp.zeros(sizes.devices, free_s.dtype) if sizes.radio.one_at_a_time else None,
             motion=motion,
             battery_j=first_battery_j(self.plant, seed),
+            asked=None if sizes.cache is None else jnp.zeros((sizes.servers, sizes.models), jnp.int32),
         )
 
     def observe(self, state: State, fresh: bool = False) -> Observation:
@@ -215,8 +225,23 @@ class Environment(eqx.Module):
         without, after_without = jax.vmap(lambda row: total(present & (rows != row)))(rows)
         return Counterfactual(jnp.where(present, without - with_all, 0.0), after, after_without)
 
+    def cache_is_due(self, state: State) -> Bool[Array, ""]:
+        """Whether `step` from this state ends where the models that servers hold are chosen anew."""
+        cache = self.plant.switches.cache
+        return jnp.zeros((), bool) if cache is None else (state.slot + 1) % cache.decision_slots == 0
+
+    def cache_statistics(self, state: State) -> CacheStatistics:
+        """What a choice of the models to hold may look at; only with `cache` in the scenario."""
+        assert state.asked is not None
+        asked = count_asked(self.plant, state.asked, state.requests, state.links)
+        return statistics_of(self.plant, asked, state.servers.resident)
+
     def step(
-        self, state: State, action: Int[Array, "requests"], requests: Requests | None = None
+        self,
+        state: State,
+        action: Int[Array, "requests"],
+        requests: Requests | None = None,
+        cache: Bool[Array, "servers models"] | None = None,
     ) -> tuple[State, Reward, Outcome]:
         """One slot: decide, transmit, serve, account, advance.
 
@@ -224,6 +249,8 @@ class Environment(eqx.Module):
             state: at a slot start.
             action: option of each request; rows that are absent are ignored.
             requests: those of the next slot, in place of the drawn ones.
+            cache: models to hold from the next slot on, in place of the choice by `cache.policy` of the scenario. It
+                counts where it is time to choose (`cache_is_due`); what does not fit a server is left out.
         """
         plant = self.plant
         decided = self._decide(state, action)
@@ -240,6 +267,7 @@ class Environment(eqx.Module):
             resident=decided.servers.resident,
             # Only the order of use matters; the bound keeps float32 exact for it however long an episode lasts.
             used_s=jnp.maximum(decided.servers.used_s - plant.slot_s, -1e4),
+            loaded_s=None if decided.servers.loaded_s is None else decided.servers.loaded_s - plant.slot_s,
         )
         backlog_s = jnp.maximum(self._device_backlog(state, decided) - plant.slot_s, 0.0)
         gangs, radio_backlog_s = decided.gangs, state.radio_backlog_s
@@ -249,6 +277,11 @@ class Environment(eqx.Module):
             busy_s = radio_backlog_s.at[state.requests.device].max(decided.radio_end_s)
             radio_backlog_s = jnp.maximum(busy_s - plant.slot_s, 0.0)
         slot, trace_slot = state.slot + 1, state.trace_slot + 1
+        asked = state.asked
+        if asked is not None:
+            asked = count_asked(plant, asked, state.requests, state.links)
+            servers, asked, loads = next_cache(plant, state.seed, slot, servers, asked, cache)
+            outcome, reward = outcome._replace(cache=loads), self._less_loads(reward, loads)
         speed = None
         if state.speed is not None:
             speed = next_speed(plant, state.seed, slot, state.speed)
@@ -279,6 +312,7 @@ class Environment(eqx.Module):
             radio_backlog_s=radio_backlog_s,
             motion=motion,
             battery_j=battery_j,
+            asked=asked,
         )
         return after, reward, outcome
 
@@ -396,6 +430,14 @@ class Environment(eqx.Module):
         changes = jnp.where(state.uploads.present, decided.cost[:rows] - state.uploads.cost, 0.0)
         team = jnp.sum(own) - jnp.sum(changes)
         return Reward(own, team, (1 - mu) * own + mu * team)
+
+    def _less_loads(self, reward: Reward, loads: CacheLoads) -> Reward:
+        """Models that are loaded by choice cost their energy, which no task bears."""
+        weights = self.plant.switches.reward
+        if not weights.energy:
+            return reward
+        cost = weights.energy * jnp.sum(loads.energy_j) / weights.energy_scale_j
+        return reward._replace(team=reward.team - cost, mixed=reward.mixed - weights.cooperation * cost)
 
     def _device_backlog(self, state: State, decided: _Decided) -> Float[Array, "devices"]:
         """Backlog of the devices at the start of the slot with what they took on in it."""

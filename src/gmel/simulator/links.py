@@ -128,15 +128,21 @@ def cells(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Int[Arr
     if not sizes.routed:
         return None
     has_cell = plant.server_has_cell > 0
-    if sizes.radio.model in ("fixed", "wired"):
-        with_cell = jnp.flatnonzero(has_cell, size=sizes.servers)
-        home = with_cell[device % jnp.sum(has_cell)]
-    else:
-        home = jnp.argmax(jnp.where(has_cell, links.uplink_snr[device], -1.0), axis=1)
-    home = home.astype(jnp.int32)[:, None]
+    home = home_cell(plant, links, device)[:, None]
     if sizes.radio.access == "home":
         return jnp.broadcast_to(home, (device.shape[0], sizes.servers))
     return jnp.where(has_cell, jnp.arange(sizes.servers, dtype=jnp.int32), home)
+
+
+def home_cell(plant: Plant, links: Links, device: Int[Array, "requests"]) -> Int[Array, "requests"]:
+    """The cell of each device (number of its server): the best it hears, or by its number where links are given."""
+    has_cell = plant.server_has_cell > 0
+    if plant.switches.radio.model in ("fixed", "wired"):
+        with_cell = jnp.flatnonzero(has_cell, size=plant.switches.servers)
+        home = with_cell[device % jnp.sum(has_cell)]
+    else:
+        home = jnp.argmax(jnp.where(has_cell, links.uplink_snr[device], -1.0), axis=1)
+    return home.astype(jnp.int32)
 
 
 def reach(requests: Requests, links: Links, cell: Int[Array, "requests servers"] | None, uplink: bool = True) -> Reach:

@@ -102,14 +102,7 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
     if sizes.switching:
         held = _at_age(state.broadcasts.resident, age)[:, requests.model].T
         switch_s = jnp.where(held, 0.0, plant.catalogue.load_mean_s[requests.model][:, None])
-    usable = visible(plant, state.links, requests.device)
-    if cell is not None:
-        # The way goes over the cell.
-        usable = jnp.take_along_axis(usable, cell, axis=1)
-    if gang is not None:
-        usable = usable & (gang.gpus[:, None] <= plant.server_gpus)
-    if state.broadcasts.up is not None:
-        usable = usable & _at_age(state.broadcasts.up, age)
+    usable = _usable(plant, state, age, cell, gang)
     download_s = zero
     if sizes.radio.download:
         back = reach(requests, state.links, cell, uplink=False)
@@ -141,6 +134,33 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
         usable=usable & requests.present[:, None],
         fits=fits,
     )
+
+
+def _usable(
+    plant: Plant,
+    state: State,
+    age: Int[Array, "servers"] | int,
+    cell: Int[Array, "requests servers"] | None,
+    gang: Wanted | None,
+) -> Bool[Array, "requests servers"]:
+    """The servers that each request may be sent to."""
+    sizes, requests = plant.switches, state.requests
+    usable = visible(plant, state.links, requests.device)
+    if cell is not None:
+        # The way goes over the cell.
+        usable = jnp.take_along_axis(usable, cell, axis=1)
+    if gang is not None:
+        usable = usable & (gang.gpus[:, None] <= plant.server_gpus)
+    if state.broadcasts.up is not None:
+        usable = usable & _at_age(state.broadcasts.up, age)
+    if sizes.cache is not None:
+        # To a server that holds its model; where nobody does, the device included, any may load it for the task alone.
+        held = usable & _at_age(state.broadcasts.resident, age)[:, requests.model].T
+        somewhere = jnp.any(held, axis=1)
+        if sizes.local:
+            somewhere = somewhere | (plant.catalogue.local[requests.model] > 0)
+        usable = jnp.where(somewhere[:, None], held, usable)
+    return usable
 
 
 def _at_level(

@@ -17,6 +17,7 @@ from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_l
 from gmel.scenario.quality import Quality
 from gmel.scenario.schema import (
     Arrivals,
+    Cache,
     Choice,
     Failures,
     GenerationModel,
@@ -28,6 +29,7 @@ from gmel.scenario.schema import (
     Spread,
 )
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
+from gmel.simulator.presence import Presence, presence_of
 from gmel.simulator.scale import Identities, identities_of
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
@@ -56,6 +58,7 @@ class Switches:
     """Whether tasks are followed until they end (`physics/sharing.py`): servers share their time, or fail."""
     failures: Failures | None
     switching: bool
+    cache: Cache | None
     drop: bool
     noise: bool
     deadline_varies: bool
@@ -171,6 +174,8 @@ class Plant(eqx.Module):
     """Corners of the closed routes; shorter ones repeat their last."""
     device_position_m: Float[Array, "devices 2"] | None = None
     """Where the devices stand; None: drawn."""
+    presence: Presence | None = None
+    """When the servers are there; None: always."""
 
 
 # To compare with all of so few is quicker than to halve.
@@ -209,6 +214,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         shared=shared,
         failures=scenario.failures if scenario.failures.any else None,
         switching=scenario.switching,
+        cache=scenario.cache,
         drop=tasks.deadline == "drop",
         noise=tasks.noise_sigma > 0,
         deadline_varies=tasks.deadline_s.low < tasks.deadline_s.high,
@@ -282,6 +288,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         catalogue=_catalogue(scenario, (bits.low, bits.high) if bits else (0.0, 0.0)),
         route_m=array(_routes(scenario)),
         device_position_m=None if scenario.devices.positions_m is None else array(scenario.devices.positions_m),
+        presence=presence_of(scenario),
     )
 
 

@@ -7,9 +7,11 @@ from jaxtyping import Array, Bool, Float
 
 from gmel.physics.capacity import Hosting, host
 from gmel.physics.gang import GangQueued, GangServers, fifo_gangs
+from gmel.physics.presence import present
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu
 from gmel.physics.sharing import SharedServers, Sharing, share
 from gmel.simulator.plant import Plant
+from gmel.simulator.presence import stays_at
 from gmel.simulator.state import Gangs, SharedTask, State, Uploads
 
 __all__ = ["Service", "serve"]
@@ -35,7 +37,7 @@ def serve(
     """Passes the offloaded tasks through the servers (equations (6)-(8))."""
     match plant.switches.discipline:
         case "capacity":
-            return _host(plant, tasks, offloaded)
+            return _host(plant, state, tasks, offloaded)
         case "gang":
             return _gangs(plant, state, tasks, offloaded, latest_start_s)
         case _ if tasks.shared is None:
@@ -57,11 +59,12 @@ def _first_in_first_out(
         load_s=tasks.load_s,
         latest_start_s=latest_start_s,
     )
-    if sizes.gpus == 1 and not sizes.switching and not sizes.drop and sizes.max_wait_s is None:
+    stays = stays_at(plant.presence, state.slot, plant.slot_s)
+    if sizes.gpus == 1 and not sizes.switching and not sizes.drop and sizes.max_wait_s is None and stays is None:
         served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
         return Service(served, state.servers._replace(free_s=free_s[:, None]), tasks, None)
     memory_gb = plant.catalogue.memory_gb[: sizes.models]
-    served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb)
+    served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb, stays)
     return Service(served, servers, tasks, None)
 
 
@@ -90,6 +93,7 @@ def _share(
         resident=state.servers.resident,
         used_s=state.servers.used_s,
         places=plant.server_places if sizes.places else None,
+        stays=stays_at(plant.presence, state.slot, plant.slot_s),
     )
     memory_gb = plant.catalogue.memory_gb[: sizes.models]
     done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb)
@@ -105,7 +109,7 @@ def _share(
     )
 
 
-def _host(plant: Plant, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Service:
+def _host(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Service:
     """Servers with a capacity in place of a queue: what does not fit crashes them, or is rejected."""
     assert tasks.shared is not None  # with this discipline
     assert tasks.units is not None
@@ -119,7 +123,9 @@ def _host(plant: Plant, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Servi
         running=tasks.shared.serving,
         start_s=tasks.shared.start_s,
     )
-    done = host(hosting, plant.server_capacity, plant.slot_s, sizes.on_overload)
+    stays = stays_at(plant.presence, state.slot, plant.slot_s)
+    there = None if stays is None else present(stays.of(tasks.server), tasks.ready_s)
+    done = host(hosting, plant.server_capacity, plant.slot_s, sizes.on_overload, there)
     # What the servers announce: the part of their capacity in use, as so many seconds of mean service.
     at_server = done.running[:, None] & (tasks.server[:, None] == jnp.arange(sizes.servers)[None, :])
     used = jnp.sum(jnp.where(at_server, tasks.units[:, None], 0.0), axis=0) / plant.server_capacity
@@ -151,6 +157,6 @@ def _gangs(
         latest_start_s=latest_start_s,
     )
     before = GangServers(state.servers.free_s, *state.gangs)
-    served, after = fifo_gangs(before, queued, plant.slot_s)
+    served, after = fifo_gangs(before, queued, plant.slot_s, stays_at(plant.presence, state.slot, plant.slot_s))
     servers = state.servers._replace(free_s=after.free_s)
     return Service(served, servers, tasks, Gangs(after.head_s, after.group, after.group_model))

@@ -16,6 +16,8 @@ __all__ = [
     "TASK_IDENTITY",
     "Account",
     "Broadcasts",
+    "CacheLoads",
+    "CacheStatistics",
     "GangNews",
     "Gangs",
     "Links",
@@ -208,7 +210,7 @@ class Broadcasts(NamedTuple):
     uploads: Float[Array, "ages servers"]
     resident: Bool[Array, "ages servers models"]
     up: Bool[Array, "ages servers"] | None = None
-    """Whether the server was up; only with failures."""
+    """Whether the server was up and there; only with failures, or where servers come and go."""
     gangs: "GangNews | None" = None
     """What is known of the GPUs one by one; only with gangs."""
     interference: Float[Array, "ages servers"] | None = None
@@ -243,6 +245,24 @@ class Sent(NamedTuple):
     device: Int[Array, "ages requests"]
     server: Int[Array, "ages requests"]
     nominal_s: Float[Array, "ages requests"]
+
+
+class CacheStatistics(NamedTuple):
+    """What a choice of the models to hold may look at (see `gmel.simulator.caching`), beside the plant."""
+
+    asked: Int[Array, "servers models"]
+    """Requests since the last choice, by the cell of the device; at a server without a cell, of all devices."""
+    resident: Bool[Array, "servers models"]
+    """Models held now."""
+
+
+class CacheLoads(NamedTuple):
+    """The models that were chosen at the end of a slot and not held before."""
+
+    models: Int[Array, "servers"]
+    """How many."""
+    load_s: Float[Array, "servers"]
+    energy_j: Float[Array, "servers"]
 
 
 class Motion(NamedTuple):
@@ -284,6 +304,8 @@ class State(NamedTuple):
     motion: Motion | None = None
     battery_j: Float[Array, "devices"] | None = None
     """Energy left; only with batteries."""
+    asked: Int[Array, "servers models"] | None = None
+    """Requests since the models to hold were last chosen, by cell; only where they are chosen."""
 
 
 class Reward(NamedTuple):
@@ -338,7 +360,9 @@ class Outcome(NamedTuple):
     dropped: Bool[Array, "rows"]
     account: Account
     server_wait_s: Float[Array, "servers"]
-    """Time until a GPU of each server is free, at the slot start."""
+    """Time until a GPU of each server is free and the server there, at the slot start."""
     backlog_s: Float[Array, ""]
     """Work left in all queues at the slot start: GPUs and devices together, in seconds of their own."""
     quality: Float[Array, "rows"] | None = None
+    cache: CacheLoads | None = None
+    """Only where it is chosen which models servers hold."""

@@ -10,7 +10,7 @@ from gmel.simulator.links import draw_fading
 from gmel.simulator.plant import Plant, pick
 from gmel.simulator.state import Links, Requests
 
-__all__ = ["TraceArrays", "next_requests"]
+__all__ = ["TraceArrays", "load_time_s", "next_requests"]
 
 RNG_REQUEST, RNG_CONTENT, RNG_DEADLINE, RNG_NOISE, RNG_LOAD = 9, 10, 11, 12, 13
 
@@ -72,7 +72,7 @@ def next_requests(
         noise = jnp.exp(plant.noise_sigma * normal(bits.x, bits.y))
     load_s = 0.0 * one
     if sizes.switching:
-        load_s = _load_time(plant, hash_bits(seed, slot, RNG_LOAD, rows), drawn.model)
+        load_s = load_time_s(plant, hash_bits(seed, slot, RNG_LOAD, rows), drawn.model)
     requests = Requests(
         present=drawn.present,
         device=drawn.device,
@@ -156,7 +156,7 @@ def _draw(
     return drawn, arrived.memory
 
 
-def _load_time(plant: Plant, bits: Bits, model: Int[Array, "requests"]) -> Float[Array, "requests"]:
+def load_time_s(plant: Plant, bits: Bits, model: Int[Array, "..."]) -> Float[Array, "..."]:
     """Bimodal log-normal load time of a model (warm or cold)."""
     catalogue = plant.catalogue
     warm = uniform(bits.x) < catalogue.load_warm_share[model]
