@@ -250,7 +250,9 @@ def _cut_down(scenario: Scenario) -> Data:
     most = max((server["gpus"] for server in data["servers"]), default=1)
     for model in data["models"]:
         model["gangs"] = [gang for gang in model["gangs"] if gang["gpus"] <= most]
-    for holder, name in ((data["tasks"], "step_options"), (devices, "power_options_dbm")):
+    tasks = data["tasks"]
+    choices = ((tasks, "step_options"), (devices, "power_options_dbm"), (devices, "band_weights"))
+    for holder, name in (*choices, (tasks, "cpu_weights")):
         if name in holder:
             holder[name] = holder[name][:2]
     visible = data["radio"].get("visible_servers")
@@ -298,11 +300,14 @@ def _small_plants() -> dict[str, Data]:
         "sharing-failures": small_plant(radio=outage + SHARED),
         "catalogue": small_plant(catalogue=True, reward="miss = 1.0\nenergy = 0.1"),
         "switching": small_plant(catalogue=True, switching=True, gpus=(1, 2, 1), tasks="noise_sigma = 0.3"),
+        "weights": small_plant(radio=outage + SHARED, gpus=(1, 2, 3)),
         "moving": small_plant(radio=MOVING, bandwidth_hz=5e6, arrivals=bursts),
         "crowded": small_plant(radio=CROWDED, catalogue=True, arrivals='kind = "gamma"\ncv = 2.0\nload = 0.8'),
     }
     data = {name: _cut_down(plant) for name, plant in plants.items()}
     data["moving"]["devices"] |= {"battery_j": {"low": 20.0, "high": 200.0}, "standby_power_w": 0.5}
+    data["weights"]["devices"]["band_weights"] = [0.5, 2.0]
+    data["weights"]["tasks"]["cpu_weights"] = [1.0, 4.0]
     data["crowded"]["devices"]["power_options_dbm"] = [10.0, 20.0]
     data["crowded"]["servers"][2] |= {"cell": False, "backhaul_bps": 1e8, "backhaul_delay_s": 0.02}
     return data

@@ -34,6 +34,7 @@ from gmel.policies.exported import (
     OPTION_UNITS,
     OTHER_UNITS,
     OUTPUT,
+    SHARE_UNITS,
     TASK_UNITS,
     WEIGHTS_FILE,
     observation_schema,
@@ -44,7 +45,7 @@ from gmel.policies.exported import (
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, OTHER_COST, TASK_FEATURES
+from gmel.simulator.state import OPTION_FEATURES, OTHER_COST, SHARE_WEIGHTS, TASK_FEATURES
 
 __all__ = ["export_policy", "load_actor", "write_onnx"]
 
@@ -55,7 +56,7 @@ IR_VERSION = 7
 
 # The runtime side cannot import the simulator (JAX), so it names the columns itself.
 assert tuple(TASK_UNITS) == TASK_FEATURES and tuple(OPTION_UNITS) == OPTION_FEATURES
-assert tuple(OTHER_UNITS) == (OTHER_COST,)
+assert tuple(OTHER_UNITS) == (OTHER_COST,) and tuple(SHARE_UNITS) == SHARE_WEIGHTS
 
 _UNITS = ("time_s", "size_bit", "work")
 
@@ -80,7 +81,7 @@ def export_policy(
             )
     graph = _model(actor).SerializeToString(deterministic=True)
     arrays = write_arrays(weights, metadata={"format": str(FORMAT)})
-    schema = observation_schema(actor.scale.other_costs)
+    schema = observation_schema(actor.scale.other_costs, actor.scale.share_weights)
     description = {
         "format": FORMAT,
         "gmel": gmel.__version__,
@@ -123,7 +124,12 @@ def load_actor(folder: Path) -> Actor:
         arrays = parse_arrays(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path}: corrupt ({error}); export the policy again") from error
-    scale = Scale(**description.scale, levels=description.levels, other_costs=description.other_costs)
+    scale = Scale(
+        **description.scale,
+        levels=description.levels,
+        other_costs=description.other_costs,
+        share_weights=description.share_weights,
+    )
     communicating = description.mode == "communicating"
     template = eqx.filter_eval_shape(
         lambda: Actor(scale, jax.random.key(0), width=description.width, communicating=communicating)
@@ -239,11 +245,15 @@ def _axes(*values: int) -> NDArray[np.int64]:
     return np.asarray(values, np.int64)
 
 
+def _option_columns(scale: Scale) -> tuple[str, ...]:
+    return (*OPTION_FEATURES, *((OTHER_COST,) if scale.other_costs else ()), *scale.share_weights)
+
+
 def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tuple[_Tensor, _Tensor, _Tensor]:
     """As `networks.encode` and `networks.direct`: inputs of the options `[requests, options, inputs]` and of the task
     `[requests, inputs]`, and the direct inputs `[requests, options, direct inputs]`."""
     of_task = graph.columns(task, TASK_FEATURES)
-    of_option = graph.columns(options, (*OPTION_FEATURES, OTHER_COST) if scale.other_costs else OPTION_FEATURES)
+    of_option = graph.columns(options, _option_columns(scale))
     log, log1p = (lambda x: graph.node("Log", x)), graph.log1p
 
     def minimum(x: _Tensor, high: float) -> _Tensor:
@@ -281,6 +291,7 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
     ]
     if scale.other_costs:
         encoded_options.append(minimum(maximum(seconds(OTHER_COST), -8.0), 8.0))
+    encoded_options += [log(of_option[name]) for name in scale.share_weights]
     work = of_task["work"] / scale.work
     encoded_task = [
         log1p(work),
@@ -347,7 +358,7 @@ def _model(actor: Actor) -> onnx.ModelProto:
     _logits(graph, actor, *(_Tensor(graph, name) for name in INPUTS))
     specs: dict[str, tuple[int, list[int | str]]] = {
         "task": (TensorProto.FLOAT, ["requests", len(TASK_FEATURES)]),
-        "options": (TensorProto.FLOAT, ["requests", "options", len(OPTION_FEATURES) + actor.scale.other_costs]),
+        "options": (TensorProto.FLOAT, ["requests", "options", len(_option_columns(actor.scale))]),
         "mask": (TensorProto.BOOL, ["requests", "options"]),
         "present": (TensorProto.BOOL, ["requests"]),
     }
@@ -369,7 +380,7 @@ def _model(actor: Actor) -> onnx.ModelProto:
     facts = {
         "gmel": gmel.__version__,
         "mode": "communicating" if actor.communicating else "decentralised",
-        "observation_digest": schema_digest(observation_schema(actor.scale.other_costs)),
+        "observation_digest": schema_digest(observation_schema(actor.scale.other_costs, actor.scale.share_weights)),
     }
     helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)

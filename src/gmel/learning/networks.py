@@ -13,12 +13,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, option, other_cost_s, task
+from gmel.simulator.state import (
+    OPTION_FEATURES,
+    TASK_FEATURES,
+    Observation,
+    option,
+    other_cost_s,
+    share_weights,
+    task,
+)
 
 __all__ = ["Actor", "AttentionCritic", "Packing", "Values", "attention", "encode", "packing"]
 
 OPTION_INPUTS = 18
-"""Of an option; one more where the scenario counts more than latency (`option_inputs`)."""
+"""Of an option; one more where the scenario counts more than latency, and for each weight to choose
+(`option_inputs`)."""
 TASK_INPUTS = 7
 DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
 # Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
@@ -64,6 +73,8 @@ def encode(
         ],
         axis=-1,
     )
+    if scale.share_weights:
+        options = jnp.concatenate([options, jnp.log(share_weights(observation))], axis=-1)
     tasks = jnp.stack(
         [
             jnp.log1p(task(observation, "work") / scale.work),
@@ -99,7 +110,7 @@ def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch reque
 
 def option_inputs(scale: Scale) -> int:
     """Number of inputs of an option."""
-    return OPTION_INPUTS + scale.other_costs
+    return OPTION_INPUTS + scale.other_costs + len(scale.share_weights)
 
 
 def direct_inputs(scale: Scale) -> int:

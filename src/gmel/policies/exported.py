@@ -73,13 +73,17 @@ OPTION_UNITS = {
 OTHER_UNITS = {"other_cost_s": "s"}
 """One more column of `options`, of plants that count more than latency: `gmel.simulator.state.OTHER_COST`."""
 
+SHARE_UNITS = {"band_weight": "1", "cpu_weight": "1"}
+"""The last columns of `options`, each only of plants where devices choose it: `gmel.simulator.state.SHARE_WEIGHTS`."""
+
 _MOST_WIDTH = 65536
 _AGAIN = "export the policy again"
 
 
-def observation_schema(other_costs: bool = False) -> dict[str, Any]:
+def observation_schema(other_costs: bool = False, share_weights: tuple[str, ...] = ()) -> dict[str, Any]:
     """What the actor looks at, as `policy.json` says it: version, and name and unit of every column."""
     options = {**OPTION_UNITS, **OTHER_UNITS} if other_costs else OPTION_UNITS
+    options = {**options, **{name: SHARE_UNITS[name] for name in share_weights}}
     return {
         "version": SCHEMA_VERSION,
         "task": [{"name": name, "unit": unit} for name, unit in TASK_UNITS.items()],
@@ -98,8 +102,8 @@ class Description:
     """What `policy.json` says, checked.
 
     `scale` holds the constants of the actor by name, `levels` the ways to do a task at one place, `other_costs` says
-    whether it reads the column of that name, `weights` the shape of each array, `files` the SHA-256 of the
-    other two files, `training` whatever the training had to say (any JSON).
+    whether it reads the column of that name, `share_weights` which of those columns it reads, `weights` the shape of
+    each array, `files` the SHA-256 of the other two files, `training` whatever the training had to say (any JSON).
     """
 
     gmel: str
@@ -108,11 +112,17 @@ class Description:
     scale: dict[str, float]
     levels: int
     other_costs: bool
+    share_weights: tuple[str, ...]
     weights: dict[str, tuple[int, ...]]
     scenario_name: str
     scenario_digest: str
     training: dict[str, Any]
     files: dict[str, str]
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of an option."""
+        return len(OPTION_UNITS) + self.other_costs + len(self.share_weights)
 
 
 def read_description(folder: Path) -> Description:
@@ -132,7 +142,7 @@ def read_description(folder: Path) -> Description:
     version = fields.get("format", int)
     if version != FORMAT:
         raise InputError(f"{path}: format is {version}, this gmel reads {FORMAT}; {_AGAIN} with this gmel")
-    other_costs = _check_schema(path, fields)
+    other_costs, share_weights = _check_schema(path, fields)
     mode = fields.get("actor.mode", str)
     if mode not in ("decentralised", "communicating"):
         raise InputError(f"{path}: actor.mode is {mode!r}, must be decentralised or communicating; {_AGAIN}")
@@ -148,6 +158,7 @@ def read_description(folder: Path) -> Description:
         scale={name: fields.positive(f"actor.scale.{name}") for name in fields.get("actor.scale", dict)},
         levels=fields.checked("actor.levels", fields.get("actor", dict).get("levels", 1), int),
         other_costs=other_costs,
+        share_weights=share_weights,
         weights={name: fields.shape("actor.weights", name) for name in fields.get("actor.weights", dict)},
         scenario_name=fields.get("scenario.name", str),
         scenario_digest=fields.get("scenario.digest", str),
@@ -201,7 +212,7 @@ class ExportedPolicy:
                 f"{folder / GRAPH_FILE}: onnxruntime {onnxruntime.__version__} cannot open it ({error}); "
                 f"update onnxruntime or {_AGAIN}"
             ) from error
-        _check_graph(folder / GRAPH_FILE, session, description.other_costs)
+        _check_graph(folder / GRAPH_FILE, session, description)
         return cls(session, description)
 
     @property
@@ -220,7 +231,8 @@ class ExportedPolicy:
 
         Args:
             task: numbers `[requests, 6]`, SI units.
-            options: numbers `[requests, options, 11]` (12 with other costs), SI units, finite also where masked.
+            options: numbers `[requests, options, 11]` (12 with other costs, more with weights), SI units, finite
+                also where masked.
             mask: bool `[requests, options]`, true where the option may be taken, at least one in each row.
             present: bool `[requests]`, false for padding rows, which send no messages; all true if left out.
 
@@ -230,7 +242,7 @@ class ExportedPolicy:
         task, options = _floats("task", task), _floats("options", options)
         mask = _booleans("mask", mask)
         present = np.ones(task.shape[:1], np.bool_) if present is None else _booleans("present", present)
-        _check_shapes(task, options, mask, present, len(OPTION_UNITS) + self.description.other_costs)
+        _check_shapes(task, options, mask, present, self.description.columns)
         feeds = dict(zip(INPUTS, (task, options, mask, present), strict=True))
         logits = cast("NDArray[np.float32]", self._session.run([OUTPUT], feeds)[0])
         if not np.array_equal(np.isfinite(logits), mask):
@@ -311,11 +323,14 @@ def _digest_of(fields: _Fields, name: str) -> str:
     return fields.checked(f"files.{name}", files[name], str)
 
 
-def _check_schema(path: Path, fields: _Fields) -> bool:
-    """Whether the schema, which is one that this gmel observes, has the column of other costs."""
+def _check_schema(path: Path, fields: _Fields) -> tuple[bool, tuple[str, ...]]:
+    """Whether the schema, which is one that this gmel observes, has the column of other costs, and which weights."""
     schema = fields.get("observation", dict)
-    other_costs = len(fields.get("observation.options", list)) == len(OPTION_UNITS) + len(OTHER_UNITS)
-    ours = observation_schema(other_costs)
+    columns = fields.get("observation.options", list)
+    other_costs = len(columns) > len(OPTION_UNITS)
+    last = columns[len(OPTION_UNITS) + len(OTHER_UNITS) :]
+    share_weights = tuple(name for name, unit in SHARE_UNITS.items() if {"name": name, "unit": unit} in last)
+    ours = observation_schema(other_costs, share_weights)
     version = fields.get("observation.version", int)
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -332,21 +347,21 @@ def _check_schema(path: Path, fields: _Fields) -> bool:
             )
     if fields.get("observation.digest", str) != schema_digest(schema):
         raise InputError(f"{path}: observation.digest does not fit the columns, it was edited; {_AGAIN}")
-    return other_costs
+    return other_costs, share_weights
 
 
-def _check_graph(path: Path, session: onnxruntime.InferenceSession, other_costs: bool) -> None:
+def _check_graph(path: Path, session: onnxruntime.InferenceSession, description: Description) -> None:
     shapes = {each.name: (each.type, len(each.shape), each.shape[-1]) for each in session.get_inputs()}
     wanted = {
         "task": ("tensor(float)", 2, len(TASK_UNITS)),
-        "options": ("tensor(float)", 3, len(OPTION_UNITS) + other_costs),
+        "options": ("tensor(float)", 3, description.columns),
         "mask": ("tensor(bool)", 2, "options"),
         "present": ("tensor(bool)", 1, "requests"),
     }
     if shapes != wanted or [each.name for each in session.get_outputs()] != [OUTPUT]:
         raise InputError(f"{path}: inputs are {shapes}, must be {wanted}; {_AGAIN}")
     digest = session.get_modelmeta().custom_metadata_map.get("observation_digest")
-    if digest != schema_digest(observation_schema(other_costs)):
+    if digest != schema_digest(observation_schema(description.other_costs, description.share_weights)):
         raise InputError(f"{path}: observation_digest is {digest!r}, not that of {DESCRIPTION_FILE}; {_AGAIN}")
 
 

@@ -8,7 +8,7 @@ from gmel.physics.queueing import Servers
 from gmel.simulator.plant import Plant
 from gmel.simulator.sending import interference_in_flight
 from gmel.simulator.state import Broadcasts, GangNews, Gangs, State, Uploads
-from gmel.simulator.uploads import in_cells
+from gmel.simulator.uploads import in_cells, on_their_way
 
 __all__ = ["announce", "first_broadcasts"]
 
@@ -27,6 +27,7 @@ def first_broadcasts(plant: Plant, servers: Servers, ages: int) -> Broadcasts:
         resident=jnp.broadcast_to(servers.resident, (ages, *servers.resident.shape)),
         up=jnp.ones(shape, bool) if sizes.failures is not None else None,
         gangs=gangs,
+        weight=jnp.zeros(shape, dtype) if sizes.cpu_weights else None,
         interference=jnp.zeros(shape, dtype) if sizes.radio.interference else None,
     )
 
@@ -54,9 +55,18 @@ def announce(
         resident=servers.resident,
         up=None if speed is None else speed > 0,
         gangs=news,
+        weight=_weight_there(uploads, sizes.servers),
         interference=heard,
     )
     return jax.tree.map(lambda new, past: jnp.concatenate([new[None], past[:-1]]), fresh, old)
+
+
+def _weight_there(tasks: Uploads, servers: int) -> Float[Array, "servers"] | None:
+    """Sum of the weights of the tasks that each server works on."""
+    if tasks.cpu_weight is None:
+        return None
+    arrived = tasks.present & ~on_their_way(tasks)
+    return jnp.zeros(servers, tasks.cpu_weight.dtype).at[tasks.server].add(jnp.where(arrived, tasks.cpu_weight, 0.0))
 
 
 def _group_size(group: Int[Array, "servers gpus"]) -> Int[Array, "servers gpus"]:

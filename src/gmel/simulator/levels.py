@@ -1,7 +1,8 @@
-"""How a task is done at its place: with how many denoising steps, at which transmit power.
+"""How a task is done at its place: with how many denoising steps, at which transmit power, with what share.
 
-An action is one number, place + (1 + servers) x level, with level = number of the steps + count of the steps x number
-of the power. Where nothing can be chosen there is one level, and an action is a place.
+An action is one number, place + (1 + servers) x level. A level is a number of mixed radix: its digits are the numbers
+of what is chosen of each factor (`Switches.factors`), the first factor is the fastest digit. Where nothing can be
+chosen there is one level, and an action is a place.
 """
 
 from typing import NamedTuple
@@ -9,10 +10,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gmel.simulator.plant import Plant
+from gmel.simulator.plant import Plant, Switches
 from gmel.simulator.state import Requests
 
-__all__ = ["Manner", "manner", "quality_of", "split_action"]
+__all__ = ["Manner", "digits", "manner", "quality_of", "split_action"]
 
 
 class Manner(NamedTuple):
@@ -28,6 +29,10 @@ class Manner(NamedTuple):
     """None where it cannot be chosen."""
     power_ratio: Float[Array, "requests"] | None
     """Transmit power over the nominal one, likewise."""
+    band_weight: Float[Array, "requests"] | None = None
+    """Weight of the upload in its cell; None where it cannot be chosen."""
+    cpu_weight: Float[Array, "requests"] | None = None
+    """Weight of the task where the server shares its time, likewise."""
 
 
 def split_action(plant: Plant, action: Int[Array, "requests"]) -> tuple[Int[Array, "requests"], Int[Array, "requests"]]:
@@ -43,22 +48,39 @@ def manner(plant: Plant, requests: Requests, level: Int[Array, "requests"] | int
     """What `level` means for each request; static where it is a number."""
     sizes = plant.switches
     work, steps = requests.work, requests.steps
-    choices = len(sizes.step_options)
-    if choices:
+    at = digits(sizes, level)
+
+    def of(name: str, values: Float[Array, "choices"]) -> Float[Array, "requests"]:
+        return jnp.broadcast_to(values[at[name]], work.shape)
+
+    if sizes.step_options:
         assert steps is not None  # given with this switch
         assert requests.work_per_step is not None
-        chosen = jnp.broadcast_to(jnp.asarray(sizes.step_options, work.dtype)[level % choices], steps.shape)
+        chosen = of("steps", jnp.asarray(sizes.step_options, work.dtype))
         work = work + (chosen - steps) * requests.work_per_step
         steps = chosen
     quality = None
     if sizes.quality:
         assert steps is not None  # given with this switch
         quality = quality_of(plant, requests.model, steps)
-    if not sizes.power_options_dbm:
-        return Manner(work, steps, quality, None, None)
-    powers_w = 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3)
-    tx_power_w = jnp.broadcast_to(powers_w[level // max(1, choices)], work.shape)
-    return Manner(work, steps, quality, tx_power_w, tx_power_w / plant.device_tx_power_w)
+    tx_power_w = band_weight = cpu_weight = None
+    if sizes.power_options_dbm:
+        tx_power_w = of("power_dbm", 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3))
+    if sizes.band_weights:
+        band_weight = of("band_weight", jnp.asarray(sizes.band_weights, work.dtype))
+    if sizes.cpu_weights:
+        cpu_weight = of("cpu_weight", jnp.asarray(sizes.cpu_weights, work.dtype))
+    power_ratio = None if tx_power_w is None else tx_power_w / plant.device_tx_power_w
+    return Manner(work, steps, quality, tx_power_w, power_ratio, band_weight, cpu_weight)
+
+
+def digits(sizes: Switches, level: Int[Array, "requests"] | int) -> dict[str, Int[Array, "requests"] | int]:
+    """Number of what is chosen of each factor; 0 of one that offers no choice."""
+    found: dict[str, Int[Array, "requests"] | int] = {}
+    for name, values in sizes.factors.items():
+        found[name] = level % max(1, len(values))
+        level = level // max(1, len(values))
+    return found
 
 
 def quality_of(

@@ -17,6 +17,7 @@ from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_l
 from gmel.scenario.quality import Quality
 from gmel.scenario.schema import Arrivals, Choice, Failures, GenerationModel, Mobility, Radio, Reward, Scenario, Spread
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
+from gmel.simulator.state import chosen_weights
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
 
@@ -53,6 +54,10 @@ class Switches:
     quality: bool
     step_options: tuple[float, ...]
     power_options_dbm: tuple[float, ...]
+    band_weights: tuple[float, ...]
+    cpu_weights: tuple[float, ...]
+    share_passes: int
+    """Passes of the water-filling among tasks of unlike weight (`physics/sharing.py`)."""
     least_quality: float
     other_costs: bool
     """Whether options differ in what the reward counts beside latency and deadline."""
@@ -68,9 +73,24 @@ class Switches:
     reward: Reward
 
     @property
+    def factors(self) -> dict[str, tuple[float, ...]]:
+        """What can be chosen with the place, the fastest digit of a level first (see `gmel.simulator.levels`)."""
+        return {
+            "steps": self.step_options,
+            "power_dbm": self.power_options_dbm,
+            "band_weight": self.band_weights,
+            "cpu_weight": self.cpu_weights,
+        }
+
+    @property
     def levels(self) -> int:
         """Ways to do a task at one place (see `gmel.simulator.levels`)."""
-        return max(1, len(self.step_options)) * max(1, len(self.power_options_dbm))
+        return math.prod(max(1, len(values)) for values in self.factors.values())
+
+    @property
+    def share_weights(self) -> tuple[str, ...]:
+        """The weights that options differ in, in the order of `gmel.simulator.state.SHARE_WEIGHTS`."""
+        return chosen_weights(self.band_weights, self.cpu_weights)
 
 
 class Catalogue(eqx.Module):
@@ -165,7 +185,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     """Arrays and switches of a scenario; `requests` overrides the rows of the request table (for traces)."""
     rows = requests if requests is not None else request_capacity(scenario)
     radio, tasks = scenario.radio, scenario.tasks
-    service = scenario.service
+    service, cpu_weights = scenario.service, tuple(tasks.cpu_weights or ())
     shared = service.discipline not in ("fifo", "gang") or scenario.failures.any
     uploads = scenario.max_uploads
     if uploads is None:
@@ -199,6 +219,10 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         quality=scenario.has_quality,
         step_options=tuple(tasks.step_options or ()),
         power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
+        band_weights=tuple(scenario.devices.band_weights or ()),
+        cpu_weights=cpu_weights,
+        # A pass that is not the last gives a GPU of its own to all tasks of one more weight; less than all GPUs go.
+        share_passes=min(len(set(cpu_weights)), max(server.gpus for server in scenario.servers)),
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
         local=scenario.devices.local,

@@ -1,5 +1,6 @@
 """What the environment holds, shows and reports. Axes: see `docs/architecture.md`."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -10,6 +11,7 @@ from gmel.physics.queueing import Servers
 __all__ = [
     "OPTION_FEATURES",
     "OTHER_COST",
+    "SHARE_WEIGHTS",
     "TASK_FEATURES",
     "Account",
     "Broadcasts",
@@ -25,8 +27,10 @@ __all__ = [
     "SharedTask",
     "State",
     "Uploads",
+    "chosen_weights",
     "option",
     "other_cost_s",
+    "share_weights",
     "task",
 ]
 
@@ -60,6 +64,16 @@ option costs beside them (energy, price, minus quality), in seconds of latency a
 negative."""
 
 
+SHARE_WEIGHTS = ("band_weight", "cpu_weight")
+"""The last columns of `Observation.options`, each only where devices choose among several: the weight of the upload in
+its cell and of the task at its server (1 at the device itself, where nothing is shared)."""
+
+
+def chosen_weights(band: Sequence[float] | None, cpu: Sequence[float] | None) -> tuple[str, ...]:
+    """Which of `SHARE_WEIGHTS` options differ in, from the weights that there are to choose from."""
+    return tuple(name for name, values in zip(SHARE_WEIGHTS, (band, cpu), strict=True) if len(values or ()) > 1)
+
+
 def task(observation: "Observation", name: str) -> Float[Array, "*batch requests"]:
     """Column `name` of the task features."""
     return observation.task[..., TASK_FEATURES.index(name)]
@@ -77,10 +91,15 @@ def other_cost_s(observation: "Observation") -> Float[Array, "*batch requests op
     return observation.options[..., len(OPTION_FEATURES)]
 
 
+def share_weights(observation: "Observation") -> Float[Array, "*batch requests options weights"]:
+    """The columns of `SHARE_WEIGHTS` that the scenario has."""
+    return observation.options[..., len(OPTION_FEATURES) + 1 :]
+
+
 class Observation(NamedTuple):
     """What the devices with a request know when they decide: one row per request, one option per place to run.
 
-    Option 0 is the device itself, option j the server j - 1. Where steps or transmit power can be chosen too, the
+    Option 0 is the device itself, option j the server j - 1. Where steps, power or shares can be chosen too, the
     places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are padding;
     their mask allows option 0 alone.
     """
@@ -178,6 +197,10 @@ class Uploads(NamedTuple):
     """Part of the capacity of its server that it takes, where servers have one."""
     gpus: Int[Array, "uploads"] | None = None
     """GPUs that it needs at once, with gangs."""
+    band_weight: Float[Array, "uploads"] | None = None
+    """Weight of the upload in its cell, where it can be chosen."""
+    cpu_weight: Float[Array, "uploads"] | None = None
+    """Weight of the task at its server, likewise."""
 
 
 class Broadcasts(NamedTuple):
@@ -185,11 +208,14 @@ class Broadcasts(NamedTuple):
 
     wait_s: Float[Array, "ages servers"]
     uploads: Float[Array, "ages servers"]
+    """How many use its cell; where they have weights, the sum of these."""
     resident: Bool[Array, "ages servers models"]
     up: Bool[Array, "ages servers"] | None = None
     """Whether the server was up; only with failures."""
     gangs: "GangNews | None" = None
     """What is known of the GPUs one by one; only with gangs."""
+    weight: Float[Array, "ages servers"] | None = None
+    """Sum of the weights of the tasks that have arrived; only where they have weights."""
     interference: Float[Array, "ages servers"] | None = None
     """What its cell hears of the others, over its noise; only with interference."""
 
