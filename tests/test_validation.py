@@ -179,6 +179,18 @@ MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
         "mg1-sharing",
         wrap(service, "share", lambda right, tasks, servers, *rest: right(tasks, alone(servers), *rest)),
     ),
+    "weights forgotten": (
+        "mm1-weighted-sharing",
+        wrap(
+            service,
+            "share",
+            lambda right, tasks, *rest: right(tasks._replace(weight=jnp.ones_like(tasks.weight)), *rest),
+        ),
+    ),
+    "3 % of the work lost, by weight": (
+        "weighted-sharing-conserved",
+        wrap(service, "share", lambda right, tasks, *rest: right(tasks._replace(left_s=0.97 * tasks.left_s), *rest)),
+    ),
     "no shadowing": ("inf-snr-spread", wrap(links, "normal", lambda right, *bits: 0.0 * right(*bits))),
 }
 QUICK_MUTATIONS = {

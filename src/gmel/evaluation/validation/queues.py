@@ -5,6 +5,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,7 +35,14 @@ from gmel.policies.rules import Greedy, LeastExpectedDelay, Proportional
 from gmel.simulator.environment import Environment
 from gmel.simulator.state import Outcome
 
-__all__ = ["birth_death_sojourn_s", "erlang_b", "erlang_c_wait_s", "least_loaded_wait_s", "pollaczek_khinchine_s"]
+__all__ = [
+    "birth_death_sojourn_s",
+    "erlang_b",
+    "erlang_c_wait_s",
+    "least_loaded_wait_s",
+    "pollaczek_khinchine_s",
+    "weighted_sharing_s",
+]
 
 Floats = NDArray[np.float64]
 
@@ -84,6 +92,20 @@ def birth_death_sojourn_s(rate_per_s: float, limit: int, beta: float) -> float:
         weight *= rate_per_s * (1.0 + beta * (busy - 1)) / busy
         total, number = total + weight, number + count * weight
     return number / total / rate_per_s
+
+
+def weighted_sharing_s(rates_per_s: Sequence[float], means_s: Sequence[float], weights: Sequence[float]) -> Floats:
+    """Mean sojourn of each class with discriminatory processor sharing and exponential work, one GPU.
+
+    Of a task of class k and another of class j, both present, work of both gets done in the ratio of their weights w,
+    and by memorylessness the one or the other ends at the rates w / mean: until then the other has w_j / (w_k / m_k +
+    w_j / m_j) of service, which is what it holds up the first. The first meets rate_j T_j of class j when it comes
+    (Little's law) and rate_j T_k while it is there, so T_k = m_k + sum over j of rate_j (T_j + T_k) x that.
+    """
+    rate, mean, weight = (np.asarray(each, float) for each in (rates_per_s, means_s, weights))
+    pace = weight / mean
+    held_up_s = rate * weight / (pace[:, None] + pace[None, :])
+    return np.asarray(np.linalg.solve(np.diag(1.0 - held_up_s.sum(axis=1)) - held_up_s, mean), float)
 
 
 def least_loaded_wait_s(load: float, choices: int) -> float:
@@ -343,6 +365,64 @@ def batching(run: Run) -> Sample:
     expected = birth_death_sojourn_s(BATCH_RATE_PER_S, 4, 0.5)
     shape: dict[str, Any] = {"discipline": "batching", "concurrency": 4, "round_share": 0.5}
     return _shared(run, expected, exponential, rate_per_s=BATCH_RATE_PER_S, **shape)
+
+
+HEAVY, LIGHT = 0, 1
+WEIGHTS, WEIGHTED_MEANS_S = (4.0, 1.0), (0.5, 1.5)
+"""Of two classes, each half of the tasks, whose work has mean 1 together."""
+
+
+@check("mm1-weighted-sharing", "queues")
+def mm1_weighted_sharing(run: Run) -> Sample:
+    """M/M/1 with discriminatory processor sharing, weights 4 and 1: mean sojourn of the heavier class.
+
+    Source: Fayolle, Mitrani and Iasnogorodski 1980, J. ACM 27(3), exponential case
+    """
+    expected_s = weighted_sharing_s([LOAD / 2] * 2, WEIGHTED_MEANS_S, WEIGHTS)
+    sojourn_s, controls = run.once("weighted sharing", lambda: _two_classes(run))
+    return Sample(float(expected_s[HEAVY]), sojourn_s[:, HEAVY], controls)
+
+
+@check("weighted-sharing-conserved", "queues")
+def weighted_sharing_conserved(run: Run) -> Sample:
+    """Two classes whatever their weights: sum of rho_k T_k = sum of rho_k / mu_k over 1 - rho (work left, from M/G/1).
+
+    Source: Kleinrock, Queueing Systems II, 1976, section 3.4 (conservation law); exponential work left: mean 1 / mu_k
+    """
+    load = 0.5 * LOAD * np.asarray(WEIGHTED_MEANS_S)
+    expected = float(load @ np.asarray(WEIGHTED_MEANS_S)) / (1.0 - LOAD)
+    sojourn_s, controls = run.once("weighted sharing", lambda: _two_classes(run))
+    return Sample(expected, sojourn_s @ load, controls)
+
+
+def _two_classes(run: Run) -> tuple[Floats, Floats]:
+    """Mean sojourn of either class, and controls, row by replication."""
+    slot_s = PER_SLOT / LOAD
+    plant = queue_plant(slot_s=slot_s, uploads=SHARED_ROWS, discipline="sharing", cpu_weights=list(WEIGHTS))
+    environment = Environment.from_scenario(plant)
+
+    def batch(random: np.random.Generator) -> tuple[Floats, ...]:
+        instants = poisson_instants(random, LOAD, slot_s, SHARED_SLOTS, run.replications, exponential)
+        light = random.random(instants.work.shape) < 0.5
+        mean_s = np.where(light, WEIGHTED_MEANS_S[LIGHT], WEIGHTED_MEANS_S[HEAVY])
+        # The records know no weight: the light ones are told by a deadline that is longer, and never met either.
+        patience_s = np.where(light, 2.0 * NEVER_S, NEVER_S)
+        told = instants._replace(work=instants.work * mean_s, patience_s=patience_s, level=light.astype(int))
+        sojourn_s = task_mean(drive(environment, told, _by_deadline), WARMUP_SLOTS)
+        present = instants.present[:, WARMUP_SLOTS:]
+        share = (light[:, WARMUP_SLOTS:] & present).sum(axis=(1, 2)) / present.sum(axis=(1, 2)) - 0.5
+        return sojourn_s, np.concatenate([_offered(told), share[:, None]], axis=1)
+
+    sojourn_s, controls = run.repeat(batch)
+    return sojourn_s, controls
+
+
+def _by_deadline(outcome: Outcome) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    """Sojourn and number of the final tasks of the heavier and of the lighter class."""
+    light = outcome.deadline_s > 1.5 * NEVER_S
+    of_class = jnp.stack([outcome.final & ~light, outcome.final & light])
+    sojourn_s = outcome.account.queue_s + outcome.account.switch_s + outcome.account.service_s
+    return jnp.sum(jnp.where(of_class, sojourn_s, 0.0), axis=1), jnp.sum(of_class, axis=1).astype(sojourn_s.dtype)
 
 
 def _shared(run: Run, expected: float, law: Law, *, rate_per_s: float = LOAD, **plant: Any) -> Sample:
