@@ -32,9 +32,8 @@ FLAT_OPTION = (
     "expected_s",
 )
 """Columns of each option, option 0 first. `allowed` is the mask; `expected_s` = max(upload, backlog) + switch + service
-+ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`) is left out. Where the scenario counts
-more
-than latency, `other_cost_s` comes behind."""
++ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`, weights) is left out. Where the scenario
+counts more than latency, `other_cost_s` comes behind."""
 
 
 def flat_width(options: int, other_costs: bool = False) -> int:
