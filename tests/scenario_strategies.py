@@ -254,7 +254,9 @@ def _cut_down(scenario: Scenario) -> Data:
         server["services"] = server["services"][:2]
         for service in server["services"]:
             service["base"] = service["base"][: len(data["models"])]
-    for holder, name in ((data["tasks"], "step_options"), (devices, "power_options_dbm")):
+    tasks = data["tasks"]
+    choices = ((tasks, "step_options"), (devices, "power_options_dbm"), (devices, "band_weights"))
+    for holder, name in (*choices, (tasks, "cpu_weights")):
         if name in holder:
             holder[name] = holder[name][:2]
     visible = data["radio"].get("visible_servers")
@@ -303,6 +305,7 @@ def _small_plants() -> dict[str, Data]:
         "catalogue": small_plant(catalogue=True, reward="miss = 1.0\nenergy = 0.1"),
         "switching": small_plant(catalogue=True, switching=True, gpus=(1, 2, 1), tasks="noise_sigma = 0.3"),
         "cached": small_plant(catalogue=True, switching=True, gpus=(2, 1, 1)),
+        "weights": small_plant(radio=outage + SHARED, gpus=(1, 2, 3)),
         "moving": small_plant(radio=MOVING, bandwidth_hz=5e6, arrivals=bursts),
         "crowded": small_plant(radio=CROWDED, catalogue=True, arrivals='kind = "gamma"\ncv = 2.0\nload = 0.8'),
     }
@@ -311,6 +314,8 @@ def _small_plants() -> dict[str, Data]:
     data["cached"]["cache"] = {"decision_slots": 2, "policy": "random"}
     data["cached"]["servers"][0]["present"] = [{"to_s": 2.5}, {"from_s": 4.25, "to_s": 12.0}]
     data["cached"]["servers"][1]["present"] = [{"from_s": 3.5}]
+    data["weights"]["devices"]["band_weights"] = [0.5, 2.0]
+    data["weights"]["tasks"]["cpu_weights"] = [1.0, 4.0]
     data["crowded"]["devices"]["power_options_dbm"] = [10.0, 20.0]
     data["crowded"]["servers"][2] |= {"cell": False, "backhaul_bps": 1e8, "backhaul_delay_s": 0.02}
     return data

@@ -130,6 +130,35 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"tasks.step_options": [5.0], "models.1.square_work": 1.0},
         "tasks.step_options needs work that is linear in the steps: no models.square_work",
     ),
+    "weights of a band that is not shared": (
+        "uniform",
+        {"devices.band_weights": [0.5, 1.0]},
+        "devices.band_weights needs radio.sharing = \"equal\": with 'none' no band is shared",
+    ),
+    "weights of a band where there is none": (
+        "uniform",
+        {
+            "devices.band_weights": [0.5, 1.0],
+            "radio.model": "wired",
+            "radio.access": "home",
+            "radio.sharing": "equal",
+        },
+        'devices.band_weights needs a radio: with radio.model = "wired" no band is shared',
+    ),
+    "weights in a queue": (
+        "uniform",
+        {"tasks.cpu_weights": [1.0, 4.0]},
+        "tasks.cpu_weights needs service.discipline = \"sharing\": with 'fifo' tasks do not share a GPU by weight",
+    ),
+    "weights in a batch": (
+        "uniform",
+        {
+            "tasks.cpu_weights": [1.0, 4.0],
+            "service.discipline": "batching",
+            **{f"servers.{n}.concurrency": 4 for n in range(3)},
+        },
+        "tasks.cpu_weights needs service.discipline = \"sharing\": with 'batching' tasks do not share a GPU by weight",
+    ),
     "reward for a quality that is not there": (
         "catalogue",
         {"reward.quality": 1.0},

@@ -219,6 +219,18 @@ MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
         "mg1-sharing",
         wrap(service, "share", lambda right, tasks, servers, *rest: right(tasks, alone(servers), *rest)),
     ),
+    "weights forgotten": (
+        "mm1-weighted-sharing",
+        wrap(
+            service,
+            "share",
+            lambda right, tasks, *rest: right(tasks._replace(weight=jnp.ones_like(tasks.weight)), *rest),
+        ),
+    ),
+    "3 % of the work lost, by weight": (
+        "weighted-sharing-conserved",
+        wrap(service, "share", lambda right, tasks, *rest: right(tasks._replace(left_s=0.97 * tasks.left_s), *rest)),
+    ),
     "3 % of the work lost, area": ("little-work", wrap(service, "fifo_one_gpu", less_work)),
     "3 % of the work lost, M/M/1": ("mm1-wait", wrap(service, "fifo_one_gpu", less_work)),
     "3 % of the work lost, tail": ("mm1-waiting", wrap(service, "fifo_one_gpu", less_work)),

@@ -215,12 +215,12 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
         """Networks, optimisers, environments, an empty replay.
 
         Raises:
-            InputError: steps, power or service can be chosen; the counterfactuals of the critic know places only.
+            InputError: there is more than the place to choose; the counterfactuals of the critic know places only.
         """
         if task.scale.levels > 1:
             raise InputError(
-                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps, power "
-                "or service; use amarl, mappo, idqn or maddpg"
+                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps, power, "
+                "shares or service; use amarl, mappo, idqn or maddpg"
             )
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)

@@ -35,6 +35,7 @@ from gmel.policies.exported import (
     OPTION_UNITS,
     OTHER_UNITS,
     OUTPUT,
+    SHARE_UNITS,
     TASK_IDENTITY_UNITS,
     TASK_UNITS,
     WEIGHTS_FILE,
@@ -46,7 +47,14 @@ from gmel.policies.exported import (
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.simulator.scale import Identities, Scale
-from gmel.simulator.state import OPTION_FEATURES, OPTION_IDENTITY, OTHER_COST, TASK_FEATURES, TASK_IDENTITY
+from gmel.simulator.state import (
+    OPTION_FEATURES,
+    OPTION_IDENTITY,
+    OTHER_COST,
+    SHARE_WEIGHTS,
+    TASK_FEATURES,
+    TASK_IDENTITY,
+)
 
 __all__ = ["export_policy", "load_actor", "write_onnx"]
 
@@ -57,7 +65,7 @@ IR_VERSION = 7
 
 # The runtime side cannot import the simulator (JAX), so it names the columns itself.
 assert tuple(TASK_UNITS) == TASK_FEATURES and tuple(OPTION_UNITS) == OPTION_FEATURES
-assert tuple(OTHER_UNITS) == (OTHER_COST,)
+assert tuple(OTHER_UNITS) == (OTHER_COST,) and tuple(SHARE_UNITS) == SHARE_WEIGHTS
 assert tuple(IDENTITY_UNITS) == OPTION_IDENTITY and tuple(TASK_IDENTITY_UNITS) == TASK_IDENTITY
 
 _UNITS = ("time_s", "size_bit", "work")
@@ -132,6 +140,7 @@ def load_actor(folder: Path) -> Actor:
         levels=description.levels,
         other_costs=description.other_costs,
         identities=None if description.identities is None else Identities(*description.identities),
+        share_weights=description.share_weights,
     )
     communicating = description.mode == "communicating"
     template = eqx.filter_eval_shape(
@@ -298,6 +307,7 @@ def _encode(graph: _Graph, task: _Tensor, options: _Tensor, scale: Scale) -> tup
     ]
     if scale.other_costs:
         encoded_options.append(minimum(maximum(seconds(OTHER_COST), -8.0), 8.0))
+    encoded_options += [log(of_option[name]) for name in scale.share_weights]
     work = of_task["work"] / scale.work
     encoded_task = [
         log1p(work),
@@ -403,7 +413,7 @@ def _model(actor: Actor) -> onnx.ModelProto:
 
 def _schema(scale: Scale) -> dict[str, Any]:
     """The columns that an actor of this scale reads."""
-    return observation_schema(scale.other_costs, scale.identities is not None)
+    return observation_schema(scale.other_costs, scale.identities is not None, scale.share_weights)
 
 
 def _columns(columns: list[dict[str, str]]) -> str:

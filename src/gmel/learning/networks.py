@@ -13,12 +13,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation, identity, option, other_cost_s, task
+from gmel.simulator.state import (
+    OPTION_FEATURES,
+    TASK_FEATURES,
+    Observation,
+    identity,
+    option,
+    other_cost_s,
+    share_weights,
+    task,
+)
 
 __all__ = ["Actor", "AttentionCritic", "Packing", "Values", "attention", "encode", "packing"]
 
 OPTION_INPUTS = 18
-"""Of an option; more where the scenario counts more than latency or hides quality (`option_inputs`)."""
+"""Of an option; more where the scenario counts more than latency, lets weights be chosen, or hides quality
+(`option_inputs`)."""
 TASK_INPUTS = 7
 """Of a task; more where the scenario hides quality (`task_inputs`)."""
 DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
@@ -66,6 +76,8 @@ def encode(
         ],
         axis=-1,
     )
+    if scale.share_weights:
+        options = jnp.concatenate([options, jnp.log(share_weights(observation, len(scale.share_weights)))], axis=-1)
     tasks = jnp.stack(
         [
             jnp.log1p(task(observation, "work") / scale.work),
@@ -110,7 +122,7 @@ def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch reque
 def option_inputs(scale: Scale) -> int:
     """Number of inputs of an option."""
     offered = 0 if scale.identities is None else scale.identities.servers * scale.identities.services
-    return OPTION_INPUTS + scale.other_costs + offered
+    return OPTION_INPUTS + scale.other_costs + len(scale.share_weights) + offered
 
 
 def task_inputs(scale: Scale) -> int:

@@ -1,4 +1,4 @@
-"""Servers that work on several tasks at once: processor sharing, batching, limited concurrency, failures.
+"""Servers that work on several tasks at once: processor sharing, by weight too, batching, limits, failures.
 
 One discipline holds them all, limited processor sharing (Zhang, Dai and Zwart 2009, "Law of large number limits of
 limited processor-sharing queues"): a server takes at most `limit` tasks into service, the others wait first in, first
@@ -14,6 +14,11 @@ straggler) and beta the share of a denoising round that grows with the batch:
   task that joins is served from the next round on, here from its arrival (fluid: at most one round apart);
 - beta = 0, limit g: first in, first out on g GPUs, as `queueing.fifo_many_gpus`.
 
+With weights (beta = 1) it is discriminatory processor sharing (Kleinrock 1967, "Time-shared systems"; Fayolle, Mitrani
+and Iasnogorodski 1980): the tasks in service share the GPUs in proportion to their weights, but none has more than one
+GPU. What a task of great weight cannot use goes to the others: r_i = v min(1, w_i theta), theta such that the r_i add
+up to v min(n, g) (water-filling). With equal weights this is r(n).
+
 All times are seconds relative to the start of the slot. Exact: no event falls on a grid.
 """
 
@@ -26,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gmel.physics.presence import Stays, next_present_s
 from gmel.physics.queueing import models_kept
 
-__all__ = ["Shared", "SharedServers", "Sharing", "share"]
+__all__ = ["Shared", "SharedServers", "Sharing", "share", "weighted_shares"]
 
 
 class Sharing(NamedTuple):
@@ -47,6 +52,8 @@ class Sharing(NamedTuple):
     model: Int[Array, "rows"]
     load_s: Float[Array, "rows"]
     latest_start_s: Float[Array, "rows"]
+    weight: Float[Array, "rows"] | None = None
+    """In proportion to which the tasks in service share the GPUs. None: equally, by the law with beta."""
 
 
 class SharedServers(NamedTuple):
@@ -114,12 +121,14 @@ def share(
     horizon_s: float | Float[Array, ""],
     model_memory: Float[Array, "models"],
     server_memory: Float[Array, "servers"],
+    passes: int = 1,
 ) -> Shared:
     """Serves the tasks to the end, event by event: an arrival, a start, a completion, or the end of the slot.
 
     Every pass of the loop takes one event of each server. A task that would start after `latest_start_s` is discarded,
     and one that finds all `places` taken, or would start on a server that does not come back. A model that is not
-    resident adds `load_s` to the service of the task that starts; the least recently used leave.
+    resident adds `load_s` to the service of the task that starts; the least recently used leave. `passes` is for tasks
+    with weights, see :func:`weighted_shares`.
 
     Returns:
         The tasks served to the end, and all servers at `horizon_s`, which no later decision can change.
@@ -168,7 +177,12 @@ def share(
         admits, back_s, gone = _there(servers.stays, clock.now_s, admits)
         # Times of the next arrival, completion, end of the slot.
         arrival_s = least(tasks.ready_s, clock.coming)
-        row_rate = of_server(rate)
+        row_rate = (
+            of_server(rate)
+            if tasks.weight is None
+            else of_server(speed)
+            * weighted_shares(tasks.weight, clock.serving, here, tasks.server, servers.gpus, passes)
+        )
         done_s = of_server(clock.now_s) + clock.left_s / jnp.where(row_rate > 0, row_rate, 1.0)
         done_s = jnp.where(row_rate > 0, done_s, jnp.inf)
         completion_s = least(done_s, clock.serving)
@@ -262,6 +276,41 @@ def _note_horizon(clock: _Clock, crossing: Bool[Array, "servers"], server: Int[A
             used_s=jnp.where(crossing[:, None], clock.used_s, at.used_s),
         )
     )
+
+
+def weighted_shares(
+    weight: Float[Array, "rows"],
+    serving: Bool[Array, "rows"],
+    here: Bool[Array, "rows servers"],
+    server: Int[Array, "rows"],
+    gpus: Float[Array, "servers"],
+    passes: int,
+) -> Float[Array, "rows"]:
+    """Share of a GPU that each task in service has: min(1, weight x theta), all GPUs given away or everybody served.
+
+    Args:
+        weight: positive.
+        serving: tasks in service; of others the result means nothing.
+        here: whether a row is at a server.
+        server: the server of each row.
+        gpus: of each server.
+        passes: at least the number of different weights or the most GPUs, whichever is less. Every pass but the last
+            finds a weight that is worth a whole GPU, and fewer tasks than GPUs have one to themselves while others
+            share.
+    """
+
+    def total(values: Float[Array, "rows"]) -> Float[Array, "servers"]:
+        return jnp.sum(jnp.where(here & serving[:, None], values[:, None], 0.0), axis=0)
+
+    whole = jnp.zeros_like(serving)
+    share = jnp.ones_like(weight)
+    for _ in range(passes):
+        left = gpus - total(whole.astype(weight.dtype))
+        sharers = total(jnp.where(whole, 0.0, weight))
+        share = weight * (left / jnp.where(sharers > 0, sharers, 1.0))[server]
+        whole = whole | (share >= 1.0)
+    enough = total(jnp.ones_like(weight)) <= gpus
+    return jnp.where(whole | enough[server], 1.0, share)
 
 
 def _load_models(

@@ -78,18 +78,23 @@ IDENTITY_UNITS = {"server": "1", "service": "1"}
 
 TASK_IDENTITY_UNITS = {"model": "1"}
 """One more column of `task`, likewise: `gmel.simulator.state.TASK_IDENTITY`."""
+SHARE_UNITS = {"band_weight": "1", "cpu_weight": "1"}
+"""The last columns of `options`, each only of plants where devices choose it: `gmel.simulator.state.SHARE_WEIGHTS`."""
 
 _MOST_WIDTH = 65536
 _AGAIN = "export the policy again"
 
 
-def observation_schema(other_costs: bool = False, identities: bool = False) -> dict[str, Any]:
-    """What the actor looks at, as `policy.json` says it: version, and name and unit of every column. Identities come
-    with other costs only."""
+def observation_schema(
+    other_costs: bool = False, identities: bool = False, share_weights: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What the actor looks at, as `policy.json` says it: version, and name and unit of every column. Identities and
+    weights come with other costs only."""
     options = {**OPTION_UNITS, **OTHER_UNITS} if other_costs else OPTION_UNITS
     tasks = TASK_UNITS
     if identities:
         options, tasks = {**options, **IDENTITY_UNITS}, {**tasks, **TASK_IDENTITY_UNITS}
+    options = {**options, **{name: SHARE_UNITS[name] for name in share_weights}}
     return {
         "version": SCHEMA_VERSION,
         "task": [{"name": name, "unit": unit} for name, unit in tasks.items()],
@@ -109,8 +114,9 @@ class Description:
 
     `scale` holds the constants of the actor by name, `levels` the ways to do a task at one place, `other_costs` says
     whether it reads the column of that name, `identities` how many servers, services and models it tells apart by
-    number (None: none, and there are no such columns), `weights` the shape of each array, `files` the SHA-256 of the
-    other two files, `training` whatever the training had to say (any JSON).
+    number (None: none, and there are no such columns), `share_weights` which of those columns it reads, `weights` the
+    shape of each array, `files` the SHA-256 of the other two files, `training` whatever the training had to say (any
+    JSON).
     """
 
     gmel: str
@@ -120,11 +126,17 @@ class Description:
     levels: int
     other_costs: bool
     identities: tuple[int, int, int] | None
+    share_weights: tuple[str, ...]
     weights: dict[str, tuple[int, ...]]
     scenario_name: str
     scenario_digest: str
     training: dict[str, Any]
     files: dict[str, str]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The columns that the actor reads (`observation_schema`)."""
+        return observation_schema(self.other_costs, self.identities is not None, self.share_weights)
 
 
 def read_description(folder: Path) -> Description:
@@ -144,7 +156,7 @@ def read_description(folder: Path) -> Description:
     version = fields.get("format", int)
     if version != FORMAT:
         raise InputError(f"{path}: format is {version}, this gmel reads {FORMAT}; {_AGAIN} with this gmel")
-    other_costs, identified = _check_schema(path, fields)
+    other_costs, identified, share_weights = _check_schema(path, fields)
     mode = fields.get("actor.mode", str)
     if mode not in ("decentralised", "communicating"):
         raise InputError(f"{path}: actor.mode is {mode!r}, must be decentralised or communicating; {_AGAIN}")
@@ -161,6 +173,7 @@ def read_description(folder: Path) -> Description:
         levels=fields.checked("actor.levels", fields.get("actor", dict).get("levels", 1), int),
         other_costs=other_costs,
         identities=_identities(fields) if identified else None,
+        share_weights=share_weights,
         weights={name: fields.shape("actor.weights", name) for name in fields.get("actor.weights", dict)},
         scenario_name=fields.get("scenario.name", str),
         scenario_digest=fields.get("scenario.digest", str),
@@ -214,7 +227,7 @@ class ExportedPolicy:
                 f"{folder / GRAPH_FILE}: onnxruntime {onnxruntime.__version__} cannot open it ({error}); "
                 f"update onnxruntime or {_AGAIN}"
             ) from error
-        _check_graph(folder / GRAPH_FILE, session, observation_schema(*_columns_of(description)))
+        _check_graph(folder / GRAPH_FILE, session, description.schema)
         return cls(session, description)
 
     @property
@@ -233,8 +246,8 @@ class ExportedPolicy:
 
         Args:
             task: numbers `[requests, 6]` (7 where quality is hidden), SI units.
-            options: numbers `[requests, options, 11]` (12 with other costs, 14 where quality is hidden), SI units,
-                finite also where masked.
+            options: numbers `[requests, options, 11]` (12 with other costs, and then 2 more where quality is hidden and
+                one for each weight to choose), SI units, finite also where masked.
             mask: bool `[requests, options]`, true where the option may be taken, at least one in each row.
             present: bool `[requests]`, false for padding rows, which send no messages; all true if left out.
 
@@ -244,7 +257,7 @@ class ExportedPolicy:
         task, options = _floats("task", task), _floats("options", options)
         mask = _booleans("mask", mask)
         present = np.ones(task.shape[:1], np.bool_) if present is None else _booleans("present", present)
-        schema = observation_schema(*_columns_of(self.description))
+        schema = self.description.schema
         _check_shapes(task, options, mask, present, len(schema["task"]), len(schema["options"]))
         feeds = dict(zip(INPUTS, (task, options, mask, present), strict=True))
         logits = cast("NDArray[np.float32]", self._session.run([OUTPUT], feeds)[0])
@@ -333,18 +346,19 @@ def _identities(fields: _Fields) -> tuple[int, int, int]:
     return servers, services, models
 
 
-def _columns_of(description: Description) -> tuple[bool, bool]:
-    """Which more columns the actor reads: of other costs, of identities."""
-    return description.other_costs, description.identities is not None
-
-
-def _check_schema(path: Path, fields: _Fields) -> tuple[bool, bool]:
+def _check_schema(path: Path, fields: _Fields) -> tuple[bool, bool, tuple[str, ...]]:
     """Whether the schema, which is one that this gmel observes, has the column of other costs, and those of
-    identities."""
+    identities, and which weights."""
     schema = fields.get("observation", dict)
-    more = len(fields.get("observation.options", list)) - len(OPTION_UNITS) - len(OTHER_UNITS)
-    other_costs, identities = more in (0, len(IDENTITY_UNITS)), more == len(IDENTITY_UNITS)
-    ours = observation_schema(other_costs, identities)
+    columns = fields.get("observation.options", list)
+    other_costs = len(columns) > len(OPTION_UNITS)
+    last = columns[len(OPTION_UNITS) + len(OTHER_UNITS) :]
+
+    def among_the_last(units: dict[str, str]) -> tuple[str, ...]:
+        return tuple(name for name, unit in units.items() if {"name": name, "unit": unit} in last)
+
+    identities, share_weights = len(among_the_last(IDENTITY_UNITS)) > 0, among_the_last(SHARE_UNITS)
+    ours = observation_schema(other_costs, identities, share_weights)
     version = fields.get("observation.version", int)
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -361,7 +375,7 @@ def _check_schema(path: Path, fields: _Fields) -> tuple[bool, bool]:
             )
     if fields.get("observation.digest", str) != schema_digest(schema):
         raise InputError(f"{path}: observation.digest does not fit the columns, it was edited; {_AGAIN}")
-    return other_costs, identities
+    return other_costs, identities, share_weights
 
 
 def _check_graph(path: Path, session: onnxruntime.InferenceSession, schema: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.laws import Choice, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread, Weight
 from gmel.scenario.quality import Quality
 
 __all__ = ["Arrivals", "Burst", "DayCycle", "Gang", "GenerationModel", "LoadTime", "Tasks"]
@@ -109,7 +109,8 @@ class Tasks(Section):
 
     `uniform`: work and size are drawn directly. `catalogue`: a generation model is drawn by popularity, its steps
     and images give the work. With `step_options` the device chooses the denoising steps with the place, in place of
-    those drawn. A result of less than `least_quality` counts as missed.
+    those drawn. A result of less than `least_quality` counts as missed. With `cpu_weights` the device chooses with the
+    place the weight of its task where a server shares its time: speeds are in proportion to the weights.
     """
 
     kind: Literal["uniform", "catalogue"] = "catalogue"
@@ -121,6 +122,7 @@ class Tasks(Section):
     noise_sigma: Annotated[float, Field(ge=0, le=3)] = 0.0
     repeat_model: Share = 0.0
     step_options: list[Annotated[float, Field(gt=0, le=1000)]] | None = Field(default=None, min_length=1, max_length=16)
+    cpu_weights: list[Weight] | None = Field(default=None, min_length=1, max_length=8)
     least_quality: Share = 0.0
 
     @model_validator(mode="after")

@@ -12,13 +12,27 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["Choice", "Decibel", "Finite", "Name", "NonNegative", "Positive", "Range", "Section", "Share", "Spread"]
+__all__ = [
+    "Choice",
+    "Decibel",
+    "Finite",
+    "Name",
+    "NonNegative",
+    "Positive",
+    "Range",
+    "Section",
+    "Share",
+    "Spread",
+    "Weight",
+]
 
 Positive = Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Decibel = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Of a share among others: the ratio of two stays within what float32 carries.
+Weight = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 

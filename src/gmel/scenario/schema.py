@@ -12,7 +12,19 @@ from pydantic import Field, model_validator
 
 from gmel.scenario.compute import Cache, Failures, Server, Service, Stay
 from gmel.scenario.demand import Arrivals, GenerationModel, LoadTime, Tasks
-from gmel.scenario.laws import Choice, Decibel, Finite, Name, NonNegative, Positive, Range, Section, Share, Spread
+from gmel.scenario.laws import (
+    Choice,
+    Decibel,
+    Finite,
+    Name,
+    NonNegative,
+    Positive,
+    Range,
+    Section,
+    Share,
+    Spread,
+    Weight,
+)
 from gmel.scenario.network import Mobility, Radio
 
 __all__ = [
@@ -70,8 +82,9 @@ class Devices(Section):
     """The devices: alike but for where they stand (`positions_m`, else drawn for each episode) and what they need.
 
     A range of `speed` is drawn for each device and episode. Without `local` a device cannot run tasks itself. With
-    `power_options_dbm` it chooses its transmit power with the place, in place of `tx_power_dbm`. With `battery_j` it
-    has a battery, drawn for each device, from which its tasks and `standby_power_w` take; when empty it asks no more.
+    `power_options_dbm` it chooses its transmit power with the place, in place of `tx_power_dbm`; with `band_weights`
+    the weight of its upload: the band of a cell is shared in proportion to the weights. With `battery_j` it has a
+    battery, drawn for each device, from which its tasks and `standby_power_w` take; when empty it asks no more.
     """
 
     count: int = Field(ge=1, le=100_000)
@@ -81,6 +94,7 @@ class Devices(Section):
     idle_power_w: NonNegative = 0.1
     tx_power_dbm: Decibel = 23.0
     power_options_dbm: list[Decibel] | None = Field(default=None, min_length=1, max_length=8)
+    band_weights: list[Weight] | None = Field(default=None, min_length=1, max_length=8)
     memory_gb: NonNegative = 0.0
     positions_m: list[tuple[Finite, Finite]] | None = None
     mobility: Mobility | None = None
@@ -261,6 +275,24 @@ class Scenario(Section):
             raise ValueError("slot.quality_known = false needs reward.quality above 0: else there is nothing to learn")
         return self
 
+    @model_validator(mode="after")
+    def _weights_share(self) -> Self:
+        kind, radio = self.service.discipline, self.radio
+        if self.devices.band_weights is not None:
+            if radio.sharing != "equal":
+                raise ValueError(
+                    f'devices.band_weights needs radio.sharing = "equal": with {radio.sharing!r} no band is shared; '
+                    "choose that, or remove the weights"
+                )
+            if radio.model == "wired":
+                raise ValueError('devices.band_weights needs a radio: with radio.model = "wired" no band is shared')
+        if self.tasks.cpu_weights is not None and kind != "sharing":
+            raise ValueError(
+                f'tasks.cpu_weights needs service.discipline = "sharing": with {kind!r} tasks do not share a GPU by '
+                "weight; choose that, or remove the weights"
+            )
+        return self
+
     @property
     def has_quality(self) -> bool:
         """Whether results have a quality."""
@@ -276,8 +308,10 @@ class Scenario(Section):
 
     @property
     def levels(self) -> int:
-        """Ways to do a task at one place: steps x transmit powers x services to choose from."""
-        return len(self.tasks.step_options or [0]) * len(self.devices.power_options_dbm or [0]) * self.services
+        """Ways to do a task at one place: what there is to choose from, multiplied."""
+        tasks, devices = self.tasks, self.devices
+        factors = (tasks.step_options, devices.power_options_dbm, devices.band_weights, tasks.cpu_weights)
+        return math.prod(len(values) for values in factors if values) * self.services
 
     @property
     def counts_more_than_latency(self) -> bool:

@@ -10,7 +10,7 @@ from gmel.simulator.plant import Plant
 from gmel.simulator.presence import NEVER_S, stays_at
 from gmel.simulator.sending import interference_in_flight
 from gmel.simulator.state import Broadcasts, GangNews, Gangs, State, Uploads
-from gmel.simulator.uploads import in_cells
+from gmel.simulator.uploads import in_cells, on_their_way
 
 __all__ = ["announce", "first_broadcasts"]
 
@@ -34,6 +34,7 @@ def first_broadcasts(plant: Plant, servers: Servers, ages: int) -> Broadcasts:
         resident=jnp.broadcast_to(servers.resident, (ages, *servers.resident.shape)),
         up=None if up is None else jnp.broadcast_to(up, shape),
         gangs=gangs,
+        weight=jnp.zeros(shape, dtype) if sizes.cpu_weights else None,
         interference=jnp.zeros(shape, dtype) if sizes.radio.interference else None,
     )
 
@@ -63,6 +64,7 @@ def announce(
         resident=servers.resident,
         up=_and_present(None if speed is None else speed > 0, stays),
         gangs=news,
+        weight=_weight_there(uploads, sizes.servers),
         interference=heard,
     )
     return jax.tree.map(lambda new, past: jnp.concatenate([new[None], past[:-1]]), fresh, old)
@@ -86,6 +88,14 @@ def _gpus_next_start_s(stays: Stays | None, free_s: Float[Array, "servers gpus"]
     if stays is None:
         return free_s
     return next_present_s(Stays(stays.from_s[:, None], stays.to_s[:, None]), free_s)
+
+
+def _weight_there(tasks: Uploads, servers: int) -> Float[Array, "servers"] | None:
+    """Sum of the weights of the tasks that each server works on."""
+    if tasks.cpu_weight is None:
+        return None
+    arrived = tasks.present & ~on_their_way(tasks)
+    return jnp.zeros(servers, tasks.cpu_weight.dtype).at[tasks.server].add(jnp.where(arrived, tasks.cpu_weight, 0.0))
 
 
 def _group_size(group: Int[Array, "servers gpus"]) -> Int[Array, "servers gpus"]:

@@ -359,6 +359,8 @@ class Environment(eqx.Module):
             tx_power_w=how.tx_power_w,
             units=how.steps if sizes.discipline == "capacity" else None,
             gpus=None if gang is None else gang.gpus,
+            band_weight=how.band_weight,
+            cpu_weight=how.cpu_weight,
         )
         if state.uploads.shared is not None:
             rows = rows._replace(shared=SharedTask(rows.service_s, jnp.zeros_like(local), zero, zero))

@@ -1,8 +1,9 @@
-"""How a task is done at its place: with how many denoising steps, at which transmit power, by which service.
+"""How a task is done at its place: with how many denoising steps, at which transmit power, with what share, by which
+service.
 
-An action is one number, place + (1 + servers) x level, with level = number of the steps + count of the steps x (number
-of the power + count of the powers x number of the service). Where nothing can be chosen there is one level, and an
-action is a place.
+An action is one number, place + (1 + servers) x level. A level is a number of mixed radix: its digits are the numbers
+of what is chosen of each factor (`Switches.factors`), the first factor is the fastest digit. Where nothing can be
+chosen there is one level, and an action is a place.
 """
 
 from typing import NamedTuple
@@ -10,20 +11,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gmel.simulator.plant import Plant
+from gmel.simulator.plant import Plant, Switches
 from gmel.simulator.state import Requests
 
-__all__ = ["Chosen", "Manner", "chosen", "manner", "quality_of", "split_action"]
+__all__ = ["Manner", "digits", "manner", "quality_of", "split_action"]
 
 _Number = Int[Array, "requests"] | int
-
-
-class Chosen(NamedTuple):
-    """Numbers of what a level chooses, 0 where there is no choice."""
-
-    steps: _Number
-    power: _Number
-    service: _Number
 
 
 class Manner(NamedTuple):
@@ -39,6 +32,10 @@ class Manner(NamedTuple):
     """None where it cannot be chosen."""
     power_ratio: Float[Array, "requests"] | None
     """Transmit power over the nominal one, likewise."""
+    band_weight: Float[Array, "requests"] | None = None
+    """Weight of the upload in its cell; None where it cannot be chosen."""
+    cpu_weight: Float[Array, "requests"] | None = None
+    """Weight of the task where the server shares its time, likewise."""
 
 
 def split_action(plant: Plant, action: Int[Array, "requests"]) -> tuple[Int[Array, "requests"], Int[Array, "requests"]]:
@@ -50,37 +47,46 @@ def split_action(plant: Plant, action: Int[Array, "requests"]) -> tuple[Int[Arra
     return action % places, jnp.minimum(action // places, sizes.levels - 1)
 
 
-def chosen(plant: Plant, level: _Number) -> Chosen:
-    """What a level chooses: its digits, those of the steps first."""
-    steps, powers = (
-        max(1, len(choices)) for choices in (plant.switches.step_options, plant.switches.power_options_dbm)
-    )
-    return Chosen(level % steps, level // steps % powers, level // (steps * powers))
-
-
 def manner(plant: Plant, requests: Requests, level: _Number) -> Manner:
     """What `level` means for each request; static where it is a number."""
     sizes = plant.switches
     work, steps = requests.work, requests.steps
-    number = chosen(plant, level)
+    at = digits(sizes, level)
+
+    def of(name: str, values: Float[Array, "choices"]) -> Float[Array, "requests"]:
+        return jnp.broadcast_to(values[at[name]], work.shape)
+
     if sizes.step_options:
         assert steps is not None  # given with this switch
         assert requests.work_per_step is not None
-        wanted = jnp.broadcast_to(jnp.asarray(sizes.step_options, work.dtype)[number.steps], steps.shape)
-        work = work + (wanted - steps) * requests.work_per_step
-        steps = wanted
+        chosen = of("steps", jnp.asarray(sizes.step_options, work.dtype))
+        work = work + (chosen - steps) * requests.work_per_step
+        steps = chosen
     quality = None
     if sizes.quality:
         assert steps is not None  # given with this switch
         kind = requests.model
         if sizes.services > 1:
-            kind = kind + number.service * plant.catalogue.memory_gb.shape[0]
+            kind = kind + at["service"] * plant.catalogue.memory_gb.shape[0]
         quality = quality_of(plant, kind, steps)
-    if not sizes.power_options_dbm:
-        return Manner(work, steps, quality, None, None)
-    powers_w = 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3)
-    tx_power_w = jnp.broadcast_to(powers_w[number.power], work.shape)
-    return Manner(work, steps, quality, tx_power_w, tx_power_w / plant.device_tx_power_w)
+    tx_power_w = band_weight = cpu_weight = None
+    if sizes.power_options_dbm:
+        tx_power_w = of("power_dbm", 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3))
+    if sizes.band_weights:
+        band_weight = of("band_weight", jnp.asarray(sizes.band_weights, work.dtype))
+    if sizes.cpu_weights:
+        cpu_weight = of("cpu_weight", jnp.asarray(sizes.cpu_weights, work.dtype))
+    power_ratio = None if tx_power_w is None else tx_power_w / plant.device_tx_power_w
+    return Manner(work, steps, quality, tx_power_w, power_ratio, band_weight, cpu_weight)
+
+
+def digits(sizes: Switches, level: _Number) -> dict[str, _Number]:
+    """Number of what is chosen of each factor; 0 of one that offers no choice."""
+    found: dict[str, _Number] = {}
+    for name, count in sizes.factors.items():
+        found[name] = level % count
+        level = level // count
+    return found
 
 
 def quality_of(

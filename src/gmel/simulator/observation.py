@@ -9,13 +9,21 @@ from gmel.physics.energy import offload_energy_j, power_energy_j
 from gmel.simulator.account import other_costs_s
 from gmel.simulator.devices import device_speed, heard_age, sent_unseen_s
 from gmel.simulator.gangs import Wanted, gang_of, gangs_free_s, gangs_warm
-from gmel.simulator.levels import Manner, chosen, manner
+from gmel.simulator.levels import Manner, digits, manner
 from gmel.simulator.links import Reach, backhaul_s, cells, download_time_s, reach, transfer_s, visible
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import GangNews, Observation, Requests, State
 from gmel.simulator.uploads import on_their_way
 
 __all__ = ["observe"]
+
+
+class _Queue(NamedTuple):
+    """What is known of the tasks at each server."""
+
+    wait_s: Float[Array, "*requests servers"]
+    weight: Float[Array, "servers"] | None
+    """Sum of their weights, where they have any."""
 
 
 class _Seen(NamedTuple):
@@ -25,12 +33,12 @@ class _Seen(NamedTuple):
     way: Reach
     cell: Int[Array, "requests servers"] | None
     users: Float[Array, "*requests servers"]
-    """Sharers of the cell as last heard, the own upload included."""
+    """Sharers of the cell as last heard, the own upload included; with weights, the weight of the others."""
     interference: Float[Array, "*requests servers"] | float
     """What the cell hears of the others as last heard, over its noise."""
     gang: Wanted | None
-    wait_s: Float[Array, "*requests servers"]
-    previous_s: Float[Array, "*requests servers"]
+    queues: tuple[_Queue, _Queue]
+    """As last heard, and as heard before."""
     age: Int[Array, "servers"] | int
     switch_s: Float[Array, "requests servers"]
     download_s: Float[Array, "requests servers"]
@@ -73,21 +81,14 @@ def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
 def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
     requests, sizes = state.requests, plant.switches
     age = 0 if fresh else heard_age(plant, state.seed, state.slot)
-    wait_s, previous_s = _at_age(state.broadcasts.wait_s, age), _at_age(state.broadcasts.wait_s, age + 1)
     gang = gang_of(plant, requests)
-    if gang is not None:
-        assert state.broadcasts.gangs is not None  # with gangs
-        news, older = (_of_age(state.broadcasts.gangs, a) for a in (age, age + 1))
-        wait_s, previous_s = gangs_free_s(news, gang), gangs_free_s(older, gang)
-    if fresh:
-        coming = on_their_way(state.uploads)[:, None] & (state.uploads.server[:, None] == jnp.arange(sizes.servers))
-        work_s = jnp.sum(jnp.where(coming, state.uploads.service_s[:, None], 0.0), axis=0)
-        wait_s = wait_s + work_s / plant.server_gpus
+    queues = _queues(plant, state, fresh, age, gang)
     cell = cells(plant, state.links, requests.device)
     way = reach(requests, state.links, cell)
     users = jnp.ones(sizes.servers)
     if sizes.radio.sharing == "equal":
-        users = 1.0 + _at_age(state.broadcasts.uploads, age)
+        # With weights the own upload counts with the weight that is chosen for it.
+        users = _at_age(state.broadcasts.uploads, age) + (0.0 if sizes.band_weights else 1.0)
         users = users if cell is None else users[cell]
     hears = 0.0
     if state.broadcasts.interference is not None:
@@ -121,8 +122,7 @@ def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
         users=users,
         interference=hears,
         gang=gang,
-        wait_s=wait_s,
-        previous_s=previous_s,
+        queues=queues,
         age=age,
         switch_s=switch_s,
         download_s=download_s,
@@ -163,6 +163,30 @@ def _usable(
     return usable
 
 
+def _queues(
+    plant: Plant, state: State, fresh: bool, age: Int[Array, "servers"] | int, gang: Wanted | None
+) -> tuple[_Queue, _Queue]:
+    said = state.broadcasts
+    if gang is None:
+        news, older = (
+            _Queue(_at_age(said.wait_s, a), None if said.weight is None else _at_age(said.weight, a))
+            for a in (age, age + 1)
+        )
+    else:
+        assert said.gangs is not None  # with gangs
+        news, older = (_Queue(gangs_free_s(_of_age(said.gangs, a), gang), None) for a in (age, age + 1))
+    if fresh:
+        tasks = state.uploads
+        coming = on_their_way(tasks)[:, None] & (tasks.server[:, None] == jnp.arange(plant.switches.servers))
+        work_s = jnp.sum(jnp.where(coming, tasks.service_s[:, None], 0.0), axis=0)
+        weight = news.weight
+        if weight is not None:
+            assert tasks.cpu_weight is not None  # with this broadcast
+            weight = weight + jnp.sum(jnp.where(coming, tasks.cpu_weight[:, None], 0.0), axis=0)
+        news = _Queue(news.wait_s + work_s / plant.server_gpus, weight)
+    return news, older
+
+
 def _at_level(
     plant: Plant, seen: _Seen, level: int
 ) -> tuple[Float[Array, "requests places features"], Bool[Array, "requests places"]]:
@@ -172,13 +196,17 @@ def _at_level(
     snr = way.snr if how.power_ratio is None else way.snr * how.power_ratio[:, None]
     if sizes.radio.interference:
         snr = snr / (1.0 + seen.interference)
-    sending_s = transfer_s(plant, requests.size_bit[:, None], snr, way.fade, seen.users, "uplink", way.rate_bps)
+    users = seen.users
+    if how.band_weight is not None:
+        users = 1.0 + users / how.band_weight[:, None]
+    sending_s = transfer_s(plant, requests.size_bit[:, None], snr, way.fade, users, "uplink", way.rate_bps)
     upload_s = way.outage_s + sending_s
     if seen.radio_backlog_s is not None:
         upload_s = upload_s + seen.radio_backlog_s[:, None]
     if seen.cell is not None:
         upload_s = upload_s + backhaul_s(plant, seen.cell, jnp.arange(sizes.servers), requests.size_bit[:, None])
     service_s, own_service_s = _service_s(plant, seen, how), how.work / seen.speed
+    wait_s, previous_s = (_held_up_s(plant, queue, how, service_s + seen.switch_s, upload_s) for queue in seen.queues)
     zero, one = jnp.zeros_like(service_s), jnp.ones_like(requests.work)
     none = 0.0 * one
     at_server = [
@@ -186,24 +214,29 @@ def _at_level(
         jnp.broadcast_to(plant.server_speed, zero.shape),
         jnp.broadcast_to(plant.server_gpus, zero.shape),
         upload_s,
-        jnp.broadcast_to(seen.wait_s, zero.shape),
+        jnp.broadcast_to(wait_s, zero.shape),
         zero + seen.age * plant.slot_s,
         seen.switch_s,
         service_s,
         seen.download_s,
-        jnp.broadcast_to(seen.previous_s, zero.shape),
+        jnp.broadcast_to(previous_s, zero.shape),
         seen.own_s,
     ]
     backlog_s = seen.backlog_s
     itself = [one, seen.speed, one, none, backlog_s, none, none, own_service_s, none, backlog_s, none]
     if sizes.other_costs:
-        other_s = _other_costs_s(plant, seen, how, sending_s, upload_s)
+        other_s = _other_costs_s(plant, seen, how, sending_s, jnp.maximum(upload_s, wait_s))
         itself.append(other_s[:, 0])
         at_server.append(other_s[:, 1:])
-    service = chosen(plant, level).service
+    service = digits(sizes, level)["service"]
     if sizes.identities is not None:
         itself += [none, none + service]
         at_server += [zero + jnp.arange(1, 1 + sizes.servers), zero + service]
+    for name in sizes.share_weights:
+        weight = how.band_weight if name == "band_weight" else how.cpu_weight
+        assert weight is not None  # given with this name
+        itself.append(one)
+        at_server.append(jnp.broadcast_to(weight[:, None], zero.shape))
     places = jnp.concatenate([jnp.stack(itself, axis=-1)[:, None, :], jnp.stack(at_server, axis=-1)], axis=1)
     fits = seen.fits
     if level:
@@ -211,6 +244,27 @@ def _at_level(
         fits = fits & requests.present & (level < max(1, len(sizes.step_options)))
     usable = seen.usable & (service < plant.server_services) if service else seen.usable
     return places, jnp.concatenate([fits[:, None], usable], axis=1)
+
+
+def _held_up_s(
+    plant: Plant,
+    queue: _Queue,
+    how: Manner,
+    run_s: Float[Array, "requests servers"],
+    upload_s: Float[Array, "requests servers"],
+) -> Float[Array, "*requests servers"]:
+    """Until when the tasks at a server can hold up one that comes.
+
+    They do so by no more than their own work; where tasks have weights, nor by more than they do beside it: it has at
+    least weight x GPUs / all weights of a GPU. Where the number of tasks in service is limited, the weight does not say
+    when one is let in.
+    """
+    if queue.weight is None or how.cpu_weight is None:
+        return queue.wait_s
+    weight = how.cpu_weight[:, None]
+    slower = (queue.weight + weight) / (plant.server_gpus * weight)
+    beside_s = upload_s + run_s * jnp.maximum(slower - 1.0, 0.0)
+    return jnp.where(jnp.isfinite(plant.server_limit), queue.wait_s, jnp.minimum(queue.wait_s, beside_s))
 
 
 def _service_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests servers"]:
@@ -223,11 +277,11 @@ def _other_costs_s(
     seen: _Seen,
     how: Manner,
     sending_s: Float[Array, "requests servers"],
-    upload_s: Float[Array, "requests servers"],
+    start_s: Float[Array, "requests servers"],
 ) -> Float[Array, "requests places"]:
     """What each place costs beside the expected latency."""
     service_s = _service_s(plant, seen, how)
-    latency_s = jnp.maximum(upload_s, seen.wait_s) + seen.switch_s + service_s + seen.download_s
+    latency_s = start_s + seen.switch_s + service_s + seen.download_s
     energy_j = offload_energy_j(
         tx_power_w=plant.device_tx_power_w if how.tx_power_w is None else how.tx_power_w[:, None],
         idle_power_w=plant.device_idle_power_w,

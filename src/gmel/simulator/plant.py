@@ -31,6 +31,7 @@ from gmel.scenario.schema import (
 from gmel.simulator.arrivals import ArrivalLaws, arrival_laws, request_capacity
 from gmel.simulator.presence import Presence, presence_of
 from gmel.simulator.scale import Identities, identities_of
+from gmel.simulator.state import chosen_weights
 
 __all__ = ["Catalogue", "Plant", "Switches", "build_plant", "pick"]
 
@@ -70,6 +71,10 @@ class Switches:
     power_options_dbm: tuple[float, ...]
     services: int
     """Most services that a server offers."""
+    band_weights: tuple[float, ...]
+    cpu_weights: tuple[float, ...]
+    share_passes: int
+    """Passes of the water-filling among tasks of unlike weight (`physics/sharing.py`)."""
     least_quality: float
     other_costs: bool
     """Whether options differ in what the reward counts beside latency and deadline."""
@@ -87,9 +92,26 @@ class Switches:
     reward: Reward
 
     @property
+    def factors(self) -> dict[str, int]:
+        """How many there are of each thing that can be chosen with the place, the fastest digit of a level first (see
+        `gmel.simulator.levels`)."""
+        return {
+            "steps": max(1, len(self.step_options)),
+            "power_dbm": max(1, len(self.power_options_dbm)),
+            "band_weight": max(1, len(self.band_weights)),
+            "cpu_weight": max(1, len(self.cpu_weights)),
+            "service": self.services,
+        }
+
+    @property
     def levels(self) -> int:
         """Ways to do a task at one place (see `gmel.simulator.levels`)."""
-        return max(1, len(self.step_options)) * max(1, len(self.power_options_dbm)) * self.services
+        return math.prod(self.factors.values())
+
+    @property
+    def share_weights(self) -> tuple[str, ...]:
+        """The weights that options differ in, in the order of `gmel.simulator.state.SHARE_WEIGHTS`."""
+        return chosen_weights(self.band_weights, self.cpu_weights)
 
 
 class Catalogue(eqx.Module):
@@ -189,7 +211,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
     """Arrays and switches of a scenario; `requests` overrides the rows of the request table (for traces)."""
     rows = requests if requests is not None else request_capacity(scenario)
     radio, tasks = scenario.radio, scenario.tasks
-    service = scenario.service
+    service, cpu_weights = scenario.service, tuple(tasks.cpu_weights or ())
     shared = service.discipline not in ("fifo", "gang") or scenario.failures.any
     uploads = scenario.max_uploads
     if uploads is None:
@@ -225,6 +247,10 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         step_options=tuple(tasks.step_options or ()),
         power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
         services=scenario.services,
+        band_weights=tuple(scenario.devices.band_weights or ()),
+        cpu_weights=cpu_weights,
+        # A pass that is not the last gives a GPU of its own to all tasks of one more weight; less than all GPUs go.
+        share_passes=min(len(set(cpu_weights)), max(server.gpus for server in scenario.servers)),
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
         identities=identities_of(scenario),

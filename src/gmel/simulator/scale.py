@@ -4,6 +4,7 @@ which columns and levels its observations have."""
 from typing import NamedTuple
 
 from gmel.scenario.schema import Scenario
+from gmel.simulator.state import chosen_weights
 
 __all__ = ["Identities", "Scale", "identities_of", "scale_of"]
 
@@ -29,6 +30,8 @@ class Scale(NamedTuple):
     """Whether observations have the column `gmel.simulator.state.OTHER_COST`."""
     identities: Identities | None = None
     """What observations tell apart by number; None where devices know the quality of their options."""
+    share_weights: tuple[str, ...] = ()
+    """Which of the columns `gmel.simulator.state.SHARE_WEIGHTS` they have."""
 
 
 def identities_of(scenario: Scenario) -> Identities | None:
@@ -49,4 +52,5 @@ def scale_of(scenario: Scenario) -> Scale:
         scenario.levels,
         scenario.counts_more_than_latency,
         identities_of(scenario),
+        chosen_weights(scenario.devices.band_weights, scenario.tasks.cpu_weights),
     )

@@ -39,8 +39,13 @@ def send(
     way = reach_over(requests, state.links, cell)
     users = jnp.ones(())
     if sizes.radio.sharing == "equal":
-        in_cell = in_cells(state.uploads, sizes.servers).at[cell].add(remote.astype(jnp.int32))
-        users = jnp.maximum(in_cell[cell].astype(way.snr.dtype), 1.0)
+        in_cell = in_cells(state.uploads, sizes.servers)
+        if how.band_weight is None:
+            in_cell = in_cell.at[cell].add(remote.astype(jnp.int32))
+            users = jnp.maximum(in_cell[cell].astype(way.snr.dtype), 1.0)
+        else:
+            in_cell = in_cell.at[cell].add(jnp.where(remote, how.band_weight, 0.0))
+            users = jnp.maximum(in_cell[cell] / how.band_weight, 1.0)
     snr = way.snr
     if how.power_ratio is not None:
         snr = snr * how.power_ratio

@@ -1,5 +1,6 @@
 """What the environment holds, shows and reports. Axes: see `docs/architecture.md`."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ __all__ = [
     "OPTION_FEATURES",
     "OPTION_IDENTITY",
     "OTHER_COST",
+    "SHARE_WEIGHTS",
     "TASK_FEATURES",
     "TASK_IDENTITY",
     "Account",
@@ -30,9 +32,11 @@ __all__ = [
     "SharedTask",
     "State",
     "Uploads",
+    "chosen_weights",
     "identity",
     "option",
     "other_cost_s",
+    "share_weights",
     "task",
 ]
 
@@ -74,6 +78,16 @@ TASK_IDENTITY = ("model",)
 """One more column of `Observation.task` likewise: number of the model that the request asks for, from 0."""
 
 
+SHARE_WEIGHTS = ("band_weight", "cpu_weight")
+"""The last columns of `Observation.options`, each only where devices choose among several: the weight of the upload in
+its cell and of the task at its server (1 at the device itself, where nothing is shared)."""
+
+
+def chosen_weights(band: Sequence[float] | None, cpu: Sequence[float] | None) -> tuple[str, ...]:
+    """Which of `SHARE_WEIGHTS` options differ in, from the weights that there are to choose from."""
+    return tuple(name for name, values in zip(SHARE_WEIGHTS, (band, cpu), strict=True) if len(values or ()) > 1)
+
+
 def task(observation: "Observation", name: str) -> Float[Array, "*batch requests"]:
     """Column `name` of the task features."""
     return observation.task[..., TASK_FEATURES.index(name)]
@@ -100,11 +114,17 @@ def identity(
     return observation.options[..., len(OPTION_FEATURES) + 1 + OPTION_IDENTITY.index(name)].astype(jnp.int32)
 
 
+def share_weights(observation: "Observation", count: int) -> Float[Array, "*batch requests options weights"]:
+    """The columns of `SHARE_WEIGHTS`, of which the scenario has `count`."""
+    columns = observation.options.shape[-1]
+    return observation.options[..., columns - count :]
+
+
 class Observation(NamedTuple):
     """What the devices with a request know when they decide: one row per request, one option per place to run.
 
-    Option 0 is the device itself, option j the server j - 1. Where steps, transmit power or a service can be chosen
-    too, the places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are
+    Option 0 is the device itself, option j the server j - 1. Where steps, power, shares or a service can be chosen too,
+    the places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are
     padding; their mask allows option 0 alone.
     """
 
@@ -201,6 +221,10 @@ class Uploads(NamedTuple):
     """Part of the capacity of its server that it takes, where servers have one."""
     gpus: Int[Array, "uploads"] | None = None
     """GPUs that it needs at once, with gangs."""
+    band_weight: Float[Array, "uploads"] | None = None
+    """Weight of the upload in its cell, where it can be chosen."""
+    cpu_weight: Float[Array, "uploads"] | None = None
+    """Weight of the task at its server, likewise."""
 
 
 class Broadcasts(NamedTuple):
@@ -208,11 +232,14 @@ class Broadcasts(NamedTuple):
 
     wait_s: Float[Array, "ages servers"]
     uploads: Float[Array, "ages servers"]
+    """How many use its cell; where they have weights, the sum of these."""
     resident: Bool[Array, "ages servers models"]
     up: Bool[Array, "ages servers"] | None = None
     """Whether the server was up and there; only with failures, or where servers come and go."""
     gangs: "GangNews | None" = None
     """What is known of the GPUs one by one; only with gangs."""
+    weight: Float[Array, "ages servers"] | None = None
+    """Sum of the weights of the tasks that have arrived; only where they have weights."""
     interference: Float[Array, "ages servers"] | None = None
     """What its cell hears of the others, over its noise; only with interference."""
 

@@ -41,6 +41,8 @@ def no_uploads(count: int, dtype: jnp.dtype, sizes: Switches) -> Uploads:
         tx_power_w=number if sizes.power_options_dbm else None,
         units=number if sizes.discipline == "capacity" else None,
         gpus=index if sizes.discipline == "gang" else None,
+        band_weight=number if sizes.band_weights else None,
+        cpu_weight=number if sizes.cpu_weights else None,
     )
 
 
@@ -56,10 +58,13 @@ def on_their_way(tasks: Uploads) -> Bool[Array, "uploads"]:
     return tasks.present if tasks.shared is None else tasks.present & (tasks.ready_s > 0)
 
 
-def in_cells(tasks: Uploads, servers: int) -> Int[Array, "servers"]:
-    """How many tasks use each cell at the slot start."""
+def in_cells(tasks: Uploads, servers: int) -> Int[Array, "servers"] | Float[Array, "servers"]:
+    """How many tasks use each cell at the slot start; where uploads have weights, the sum of these."""
     cell = tasks.server if tasks.cell is None else tasks.cell
-    return jnp.zeros(servers, jnp.int32).at[cell].add(uploading(tasks).astype(jnp.int32))
+    if tasks.band_weight is None:
+        return jnp.zeros(servers, jnp.int32).at[cell].add(uploading(tasks).astype(jnp.int32))
+    weight = jnp.where(uploading(tasks), tasks.band_weight, 0.0)
+    return jnp.zeros(servers, weight.dtype).at[cell].add(weight)
 
 
 def keep(

@@ -5,8 +5,10 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import integrate
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "erlang_c_wait_s",
     "least_loaded_wait_s",
     "pollaczek_khinchine_s",
+    "weighted_sharing_s",
 ]
 
 
@@ -52,6 +55,22 @@ def birth_death_sojourn_s(rate_per_s: float, limit: int, beta: float) -> float:
         weight *= rate_per_s * (1.0 + beta * (busy - 1)) / busy
         total, number = total + weight, number + count * weight
     return number / total / rate_per_s
+
+
+def weighted_sharing_s(
+    rates_per_s: Sequence[float], means_s: Sequence[float], weights: Sequence[float]
+) -> NDArray[np.float64]:
+    """Mean sojourn of each class with discriminatory processor sharing and exponential work, one GPU.
+
+    Of a task of class k and another of class j, both present, work of both gets done in the ratio of their weights w,
+    and by memorylessness the one or the other ends at the rates w / mean: until then the other has w_j / (w_k / m_k +
+    w_j / m_j) of service, which is what it holds up the first. The first meets rate_j T_j of class j when it comes
+    (Little's law) and rate_j T_k while it is there, so T_k = m_k + sum over j of rate_j (T_j + T_k) x that.
+    """
+    rate, mean, weight = (np.asarray(each, float) for each in (rates_per_s, means_s, weights))
+    pace = weight / mean
+    held_up_s = rate * weight / (pace[:, None] + pace[None, :])
+    return np.asarray(np.linalg.solve(np.diag(1.0 - held_up_s.sum(axis=1)) - held_up_s, mean), float)
 
 
 def least_loaded_wait_s(load: float, choices: int) -> float:

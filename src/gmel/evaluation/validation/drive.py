@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -77,6 +77,8 @@ class Instants(NamedTuple):
     ready_s: Float[Array, "replications slots rows"] | Floats
     work: Float[Array, "replications slots rows"] | Floats
     patience_s: Float[Array, "replications slots rows"] | Floats
+    level: Int[Array, "replications slots rows"] | NDArray[np.int64] | None = None
+    """Which level of the plant each task takes (`gmel.simulator.levels`); None: the first."""
 
 
 def queue_plant(
@@ -98,6 +100,7 @@ def queue_plant(
     capacity: float | None = None,
     on_overload: Literal["crash", "reject"] = "crash",
     models: list[GenerationModel] | None = None,
+    cpu_weights: list[float] | None = None,
 ) -> Scenario:
     """Alike servers of speed 1 behind links that cost no time; the device itself is far too slow to be chosen.
 
@@ -133,6 +136,7 @@ def queue_plant(
             deadline_s=Range(low=NEVER_S, high=NEVER_S),
             deadline="drop" if drop else "late",
             noise_sigma=noise_sigma,
+            cpu_weights=cpu_weights,
         ),
         arrivals=Arrivals(rate_per_s=rate_per_s, max_per_slot=rows),
         max_uploads=uploads,
@@ -183,7 +187,13 @@ def drive(environment: Environment, instants: Instants, measure: Measure) -> tup
         RuntimeError: uploads in flight did not fit their table.
     """
     number = jnp.result_type(float)
-    table = Instants(jnp.asarray(instants.present), *(jnp.asarray(field, number) for field in instants[1:]))
+    table = Instants(
+        present=jnp.asarray(instants.present),
+        ready_s=jnp.asarray(instants.ready_s, number),
+        work=jnp.asarray(instants.work, number),
+        patience_s=jnp.asarray(instants.patience_s, number),
+        level=None if instants.level is None else jnp.asarray(instants.level, jnp.int32),
+    )
     totals, lost = jax.device_get(_drive(environment, table, measure))
     _refuse_losses(lost)
     return totals
@@ -262,9 +272,10 @@ def _total(outcome: Outcome, values: Float[Array, "rows"]) -> tuple[Float[Array,
 
 @eqx.filter_jit
 def _drive(environment: Environment, table: Instants, measure: Measure) -> Any:
-    action = jnp.ones(table.work.shape[-1], jnp.int32)
+    first_server = jnp.ones(table.work.shape[-1], jnp.int32)
 
     def slot(state: State, row: Instants) -> tuple[State, Any]:
+        action = first_server if row.level is None else first_server + row.level * (1 + environment.servers)
         deadline_s = row.ready_s + row.patience_s
         requests = explicit(environment, row.present, row.ready_s, row.work, deadline_s)
         after, _, outcome = environment.step(state._replace(requests=requests), action, requests=requests)

@@ -19,8 +19,10 @@ from gmel.evaluation.validation.closed_forms import (
     erlang_c_wait_s,
     least_loaded_wait_s,
     pollaczek_khinchine_s,
+    weighted_sharing_s,
 )
 from gmel.evaluation.validation.drive import (
+    NEVER_S,
     ONE_STEP,
     Law,
     drive,
@@ -271,6 +273,64 @@ def gang_wait(run: Run) -> Sample:
     second_s2 = 0.5 * (warm_s**2 + (warm_s + load_s) ** 2)
     expected_s = pollaczek_khinchine_s(rate_per_s, warm_s + 0.5 * load_s, second_s2)
     return Sample(expected_s, _drawn(run, Environment.from_scenario(plant), GANG_SLOTS))
+
+
+HEAVY, LIGHT = 0, 1
+WEIGHTS, WEIGHTED_MEANS_S = (4.0, 1.0), (0.5, 1.5)
+"""Of two classes, each half of the tasks, whose work has mean 1 together."""
+
+
+@check("mm1-weighted-sharing", "queues")
+def mm1_weighted_sharing(run: Run) -> Sample:
+    """M/M/1 with discriminatory processor sharing, weights 4 and 1: mean sojourn of the heavier class.
+
+    Source: Fayolle, Mitrani and Iasnogorodski 1980, J. ACM 27(3), exponential case
+    """
+    expected_s = weighted_sharing_s([LOAD / 2] * 2, WEIGHTED_MEANS_S, WEIGHTS)
+    sojourn_s, controls = run.once("weighted sharing", lambda: _two_classes(run))
+    return Sample(float(expected_s[HEAVY]), sojourn_s[:, HEAVY], controls)
+
+
+@check("weighted-sharing-conserved", "queues")
+def weighted_sharing_conserved(run: Run) -> Sample:
+    """Two classes whatever their weights: sum of rho_k T_k = sum of rho_k / mu_k over 1 - rho (work left, from M/G/1).
+
+    Source: Kleinrock, Queueing Systems II, 1976, section 3.4 (conservation law); exponential work left: mean 1 / mu_k
+    """
+    load = 0.5 * LOAD * np.asarray(WEIGHTED_MEANS_S)
+    expected = float(load @ np.asarray(WEIGHTED_MEANS_S)) / (1.0 - LOAD)
+    sojourn_s, controls = run.once("weighted sharing", lambda: _two_classes(run))
+    return Sample(expected, sojourn_s @ load, controls)
+
+
+def _two_classes(run: Run) -> tuple[Floats, Floats]:
+    """Mean sojourn of either class, and controls, row by replication."""
+    slot_s = PER_SLOT / LOAD
+    plant = queue_plant(slot_s=slot_s, uploads=SHARED_ROWS, discipline="sharing", cpu_weights=list(WEIGHTS))
+    environment = Environment.from_scenario(plant)
+
+    def batch(random: np.random.Generator) -> tuple[Floats, ...]:
+        instants = poisson_instants(random, LOAD, slot_s, SHARED_SLOTS, run.replications, exponential)
+        light = random.random(instants.work.shape) < 0.5
+        mean_s = np.where(light, WEIGHTED_MEANS_S[LIGHT], WEIGHTED_MEANS_S[HEAVY])
+        # The records know no weight: the light ones are told by a deadline that is longer, and never met either.
+        patience_s = np.where(light, 2.0 * NEVER_S, NEVER_S)
+        told = instants._replace(work=instants.work * mean_s, patience_s=patience_s, level=light.astype(int))
+        sojourn_s = task_mean(drive(environment, told, _by_deadline), WARMUP_SLOTS)
+        present = instants.present[:, WARMUP_SLOTS:]
+        share = (light[:, WARMUP_SLOTS:] & present).sum(axis=(1, 2)) / present.sum(axis=(1, 2)) - 0.5
+        return sojourn_s, np.concatenate([offered(told), share[:, None]], axis=1)
+
+    sojourn_s, controls = run.repeat(batch)
+    return sojourn_s, controls
+
+
+def _by_deadline(outcome: Outcome) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    """Sojourn and number of the final tasks of the heavier and of the lighter class."""
+    light = outcome.deadline_s > 1.5 * NEVER_S
+    of_class = jnp.stack([outcome.final & ~light, outcome.final & light])
+    sojourn_s = outcome.account.queue_s + outcome.account.switch_s + outcome.account.service_s
+    return jnp.sum(jnp.where(of_class, sojourn_s, 0.0), axis=1), jnp.sum(of_class, axis=1).astype(sojourn_s.dtype)
 
 
 def _shared(run: Run, expected: float, law: Law, *, rate_per_s: float = LOAD, **plant: Any) -> Sample:

@@ -34,8 +34,8 @@ FLAT_OPTION = (
     "expected_s",
 )
 """Columns of each option, option 0 first. `allowed` is the mask; `expected_s` = max(upload, backlog) + switch + service
-+ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`, which server and service an option is) is
-left out. Where the scenario counts more than latency, `other_cost_s` comes behind."""
++ download. What is constant on one plant (`local`, `speed`, `gpus`, `age_s`, weights, which server and service an
+option is) is left out. Where the scenario counts more than latency, `other_cost_s` comes behind."""
 
 
 def flat_width(options: int, other_costs: bool = False, models: int = 0) -> int:

@@ -1,0 +1,676 @@
+"""Shares as part of an action: the band of a cell and the time of a server, divided in proportion to chosen weights."""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from scipy.sparse import linalg
+
+from gmel.evaluation.episodes import Episodes, run_episodes
+from gmel.evaluation.validation.queues import weighted_sharing_s
+from gmel.learning.algorithm import make_task
+from gmel.learning.amarl import Amarl
+from gmel.learning.export import export_policy, load_actor
+from gmel.learning.networks import Actor
+from gmel.learning.training import Training, train
+from gmel.physics.sharing import SharedServers, Sharing, share, weighted_shares
+from gmel.policies.exported import ExportedPolicy
+from gmel.policies.policy import StatelessPolicy
+from gmel.policies.rules import expected_cost_s, expected_latency_s
+from gmel.scenario.load import parse_scenario
+from gmel.scenario.schema import Scenario
+from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.levels import manner, split_action
+from gmel.simulator.records import task_records
+from gmel.simulator.scale import scale_of
+from gmel.simulator.state import OPTION_FEATURES, Requests, State, option, share_weights
+from small_plants import RADIO, plant_text
+
+BAND, CPU = (0.5, 1.0, 2.0), (1.0, 4.0)
+SHARED_BAND = RADIO.replace('sharing = "none"', 'sharing = "equal"')
+FIXED = 'model = "fixed"\nrate_bps = 1e6\nfading = "none"\nfloor = "clip"\nsharing = "equal"\ndownload = false'
+NEVER = math.inf
+
+
+def plant(
+    band: Sequence[float] = (), cpu: Sequence[float] = (), service: str = "sharing", more: str = "", **choices: Any
+) -> Scenario:
+    """A small plant with weights to choose from; `more` is added to its [devices]."""
+    choices = {"radio": SHARED_BAND, "max_uploads": 80, **choices}
+    tasks = f"{choices.pop('tasks', '')}\n" + (f"cpu_weights = {list(cpu)}" if cpu else "")
+    text = plant_text(**choices, tasks=tasks)
+    devices = f"band_weights = {list(band)}\n{more}" if band else more
+    text = text.replace("[devices]", f"[devices]\n{devices}")
+    return parse_scenario(f'{text}\n[service]\ndiscipline = "{service}"', "shares")
+
+
+def opened(scenario: Scenario, seed: int = 1) -> tuple[Environment, State]:
+    environment = Environment.from_scenario(scenario)
+    return environment, environment.reset(seeds(seed, 1)[0])
+
+
+def asked(environment: Environment, work: Sequence[float], bits: Sequence[float], deadline_s: Sequence[float]) -> Any:
+    """Requests of devices 0, 1, ... decided as they come."""
+    count = len(work)
+
+    def column(values: Any, dtype: Any = float) -> jax.Array:
+        return jnp.zeros(environment.requests, dtype).at[:count].set(jnp.asarray(values, dtype))
+
+    links = jnp.ones((environment.requests, environment.servers))
+    return Requests(
+        present=column([True] * count, bool),
+        device=column(range(count), jnp.int32),
+        generated_s=column([0.0] * count),
+        size_bit=column(bits),
+        bits_out=column([0.0] * count),
+        work=column(work),
+        noise=jnp.ones(environment.requests),
+        model=column([0] * count, jnp.int32),
+        load_s=column([0.0] * count),
+        deadline_s=column(deadline_s),
+        fade=links,
+        outage_s=0.0 * links,
+    )
+
+
+stepped, projected_by = eqx.filter_jit(Environment.step), eqx.filter_jit(Environment.project)
+seen_by = eqx.filter_jit(Environment.observe)
+
+
+def everything() -> Scenario:
+    """Steps, powers and both weights to choose from: 2 x 2 x 3 x 2 levels."""
+    return plant(
+        BAND, CPU, catalogue=True, tasks="step_options = [10.0, 20.0]", more="power_options_dbm = [13.0, 23.0]"
+    )
+
+
+# The level
+
+
+def test_a_level_counts_steps_first_then_power_band_and_processor() -> None:
+    scenario = everything()
+    environment, state = opened(scenario)
+    # The last index of a product moves fastest.
+    order = [each[::-1] for each in itertools.product(CPU, BAND, (13.0, 23.0), (10.0, 20.0))]
+    assert scenario.levels == environment.plant.switches.levels == len(order) == 24
+    assert environment.options == 4 * 24
+    all_levels = jnp.arange(24)
+    how = at_levels(environment, state, all_levels)
+    steps, power_dbm, band, cpu = np.transpose(order)
+    np.testing.assert_array_equal(how.steps[:, 0], steps)
+    np.testing.assert_allclose(how.tx_power_w[:, 0], 10 ** (power_dbm / 10 - 3), rtol=1e-5)
+    np.testing.assert_array_equal(how.band_weight[:, 0], band)
+    np.testing.assert_array_equal(how.cpu_weight[:, 0], cpu)
+    static = manner(environment.plant, state.requests, 17)
+    for one, other in zip(static, how, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one, other[17], rtol=1e-6)
+    place, level = split_action(environment.plant, 2 + 4 * all_levels)
+    assert (np.asarray(place) == 2).all()
+    np.testing.assert_array_equal(level, all_levels)
+
+
+def at_levels(environment: Environment, state: State, levels: jax.Array) -> Any:
+    """What each level means, first axis levels."""
+    rows = jnp.zeros(environment.requests, jnp.int32)
+    return jax.jit(jax.vmap(lambda level: manner(environment.plant, state.requests, rows + level)))(levels)
+
+
+def test_what_could_be_chosen_before_keeps_its_numbers() -> None:
+    _, state = opened(everything())
+    new, old = (
+        Environment.from_scenario(each)
+        for each in (
+            everything(),
+            plant(catalogue=True, tasks="step_options = [10.0, 20.0]", more="power_options_dbm = [13.0, 23.0]"),
+        )
+    )
+    first, second = (at_levels(each, state, jnp.arange(4)) for each in (new, old))
+    for name in ("work", "steps", "tx_power_w"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert second.band_weight is None
+    assert second.cpu_weight is None
+
+
+def test_on_the_device_there_is_no_share_to_choose() -> None:
+    environment, state = opened(everything())
+    seen = seen_by(environment, state)
+    present, mask = np.asarray(seen.present), np.asarray(seen.mask)
+    assert present.any()
+    level = np.arange(environment.options) // 4
+    assert (mask[present][:, ::4] == (level[::4] < 2)).all()
+    for server in (1, 2, 3):
+        assert mask[present][:, server::4].all()
+    assert (mask[~present] == (np.arange(environment.options) == 0)).all()
+    weights = np.asarray(share_weights(seen))[present]
+    assert seen.options.shape[-1] == len(OPTION_FEATURES) + 3
+    assert (weights[:, ::4] == 1.0).all()
+    np.testing.assert_array_equal(weights[0, 1::4], [[b, c] for c in CPU for b in BAND for _ in range(4)])
+
+
+# The band
+
+
+def test_the_band_of_a_cell_is_shared_by_weight() -> None:
+    """Three uploads by hand, then one more beside those in flight; rates hold, and weights are announced."""
+    environment, state = opened(plant(BAND, service="fifo", radio=FIXED))
+    bits = [2e6, 3e6, 4e6, 0.5e6]
+    state = state._replace(requests=asked(environment, [1.0] * 4, bits, [9.0] * 4))
+    # Weights 0.5, 1 and 2 in the cell of server 2; the fourth is alone in that of server 1.
+    action = jnp.zeros(environment.requests, jnp.int32).at[:4].set(jnp.array([2, 2 + 4, 2 + 8, 1 + 8]))
+    later = asked(environment, [1.0], [1e6], [9.0])
+    after, _, outcome = stepped(environment, state, action, requests=later)
+    ready_s = np.asarray(outcome.upload_end_s[-environment.requests :])[:4]
+    np.testing.assert_allclose(ready_s, [2 * 3.5 / 0.5, 3 * 3.5 / 1.0, 4 * 3.5 / 2.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(after.broadcasts.uploads[0], [0.0, 3.5, 0.0], rtol=1e-6)
+    action = jnp.zeros(environment.requests, jnp.int32).at[0].set(2 + 8)
+    _, _, outcome = stepped(environment, after, action, requests=later)
+    ready_s = np.asarray(outcome.upload_end_s[-environment.requests :])
+    assert float(ready_s[0]) == pytest.approx((3.5 + 2.0) / 2.0, rel=1e-6)
+    held_s = np.sort(np.asarray(outcome.upload_end_s[: -environment.requests])[np.asarray(after.uploads.present)])
+    np.testing.assert_allclose(held_s, np.sort([14.0, 10.5, 7.0]) - 1.0, rtol=1e-5)
+    # What a device expects: itself beside what it heard, at each of its weights.
+    upload_s = np.asarray(option(seen_by(environment, after, fresh=True), "upload_s"))[0, 2::4]
+    np.testing.assert_allclose(upload_s, [1 + 3.5 / weight for weight in BAND], rtol=1e-6)
+
+
+def test_full_power_goes_on_the_part_of_the_band_that_a_weight_gives() -> None:
+    radio = SHARED_BAND.replace('fading = "block"', 'fading = "none"')
+    environment, state = opened(plant(BAND, service="fifo", radio=radio))
+    state = state._replace(requests=asked(environment, [1.0] * 3, [1e6, 2e6, 3e6], [9.0] * 3))
+    action = jnp.zeros(environment.requests, jnp.int32).at[:3].set(jnp.array([1, 1 + 4, 1 + 8]))
+    _, _, outcome = stepped(environment, state, action)
+    ready_s = np.asarray(outcome.upload_end_s[-environment.requests :])[:3]
+    snr = np.asarray(state.links.uplink_snr)[:3, 0]
+    for row, (weight, bits) in enumerate(zip(BAND, (1e6, 2e6, 3e6), strict=True)):
+        band_hz = 1e6 * weight / 3.5
+        # The noise is that of the narrow band, the power is all there is.
+        rate_bps = band_hz * math.log2(1.0 + snr[row] * 1e6 / band_hz)
+        assert ready_s[row] == pytest.approx(bits / rate_bps, rel=1e-5)
+
+
+# The processor
+
+
+def water_filled(weights: Sequence[float], gpus: int) -> list[float]:
+    """Shares in plain Python: the heaviest first, each at most one GPU, what is left by weight among the others."""
+    shares = [0.0] * len(weights)
+    left, rest = float(gpus), sum(weights)
+    for k in sorted(range(len(weights)), key=lambda k: -weights[k]):
+        shares[k] = min(1.0, left * weights[k] / rest)
+        left, rest = left - shares[k], rest - weights[k]
+    return shares
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([0.01, 0.5, 1.0, 4.0, 100.0]), min_size=1, max_size=8), st.integers(1, 6))
+def test_shares_are_in_proportion_up_to_one_gpu(weights: list[float], gpus: int) -> None:
+    count = len(weights)
+    padded = jnp.asarray([*weights, *[1.0] * (8 - count)])
+    with jax.enable_x64(True):
+        found = weighted_shares(
+            padded.astype(float),
+            jnp.arange(8) < count,
+            jnp.ones((8, 1), bool),
+            jnp.zeros(8, jnp.int32),
+            jnp.asarray([float(gpus)]),
+            min(5, gpus),
+        )[:count]
+    np.testing.assert_allclose(found, water_filled(np.asarray(padded, float)[:count].tolist(), gpus), rtol=1e-9)
+    assert float(np.asarray(found).sum()) == pytest.approx(min(count, gpus), rel=1e-6)
+
+
+class Job:
+    """A task of one server: ready, service, weight."""
+
+    def __init__(self, ready_s: float, service_s: float, weight: float) -> None:
+        self.ready_s, self.service_s, self.weight = ready_s, service_s, weight
+
+
+def replayed(jobs: Sequence[Job], gpus: int, limit: float, speed: float, horizon_s: float) -> list[float]:
+    """Ends of the jobs, event by event in plain Python; the speed is 1 after the horizon."""
+    ends = [math.nan] * len(jobs)
+    left = [job.service_s for job in jobs]
+    coming = sorted(range(len(jobs)), key=lambda k: (jobs[k].ready_s, k))
+    waiting: list[int] = []
+    serving: list[int] = []
+    now = 0.0
+    while coming or waiting or serving:
+        current = speed if now < horizon_s else 1.0
+        while waiting and len(serving) < limit and current > 0:
+            serving.append(waiting.pop(0))
+        shares = dict(zip(serving, water_filled([jobs[k].weight for k in serving], gpus), strict=True))
+        done = min(((now + left[k] / (current * shares[k]), k) for k in serving), default=(NEVER, -1))
+        if current == 0:
+            done = (NEVER, -1)
+        comes = jobs[coming[0]].ready_s if coming else NEVER
+        following = min(done[0], max(comes, now), horizon_s if now < horizon_s else NEVER)
+        for k in serving:
+            left[k] -= current * shares[k] * (following - now)
+        crosses = now < horizon_s <= following
+        now = following
+        if crosses:
+            continue
+        if done[0] <= comes:
+            serving.remove(done[1])
+            ends[done[1]] = now
+        else:
+            waiting.append(coming.pop(0))
+    return ends
+
+
+SERVE = {passes: jax.jit(functools.partial(share, passes=passes)) for passes in (1, 2, 3)}
+ROWS = 7
+
+
+def served(
+    jobs: Sequence[Job],
+    gpus: int = 1,
+    limit: float = NEVER,
+    speed: float = 1.0,
+    horizon_s: float = 1.0,
+    passes: int = 3,
+) -> Any:
+    """`share` in double precision; padding rows have a server of their own."""
+    padded = [*jobs, *[Job(0.0, 0.0, 1.0)] * (ROWS - len(jobs))]
+    with jax.enable_x64(True):
+        zero, one = jnp.zeros(ROWS), jnp.ones(2)
+        rows = Sharing(
+            present=jnp.ones(ROWS, bool),
+            server=jnp.asarray([0] * len(jobs) + [1] * (ROWS - len(jobs)), jnp.int32),
+            ready_s=jnp.asarray([job.ready_s for job in padded]),
+            left_s=jnp.asarray([job.service_s for job in padded]),
+            serving=jnp.zeros(ROWS, bool),
+            start_s=zero,
+            switch_s=zero,
+            model=jnp.zeros(ROWS, jnp.int32),
+            load_s=zero,
+            latest_start_s=jnp.full(ROWS, jnp.inf),
+            weight=jnp.asarray([job.weight for job in padded]),
+        )
+        server = SharedServers(gpus * one, limit * one, one, speed * one, jnp.zeros((2, 0), bool), jnp.zeros((2, 0)))
+        return jax.device_get(SERVE[passes](rows, server, jnp.asarray(horizon_s), jnp.zeros(0), one))
+
+
+def test_two_tasks_of_unlike_weight_by_hand() -> None:
+    # Alone until 1, then 1/5 and 4/5: the second takes 1.25 s; the first has 2 - 0.25 left then and ends at 4.
+    found = served([Job(0.0, 3.0, 1.0), Job(1.0, 1.0, 4.0)])
+    np.testing.assert_allclose(found.end_s[:2], [4.0, 2.25], rtol=1e-12)
+
+
+JOBS = st.lists(
+    st.builds(
+        Job,
+        st.floats(0, 6).map(lambda x: round(x, 3)),
+        st.floats(0.01, 4).map(lambda x: round(x, 3)),
+        st.sampled_from([0.25, 1.0, 4.0]),
+    ),
+    min_size=1,
+    max_size=ROWS,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    jobs=JOBS,
+    gpus=st.integers(1, 4),
+    limit=st.sampled_from([4.0, 5.0, NEVER]),
+    speed=st.sampled_from([0.0, 0.5, 1.0]),
+    horizon_s=st.sampled_from([0.7, 2.0]),
+)
+def test_every_task_agrees_with_a_replay_in_plain_python(
+    jobs: list[Job], gpus: int, limit: float, speed: float, horizon_s: float
+) -> None:
+    found = served(jobs, gpus, limit, speed, horizon_s)
+    expected = replayed(jobs, gpus, limit, speed, horizon_s)
+    np.testing.assert_allclose(found.end_s[: len(jobs)], expected, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(jobs=JOBS, seed=st.integers(0, 100))
+def test_the_order_of_rows_changes_nothing_and_no_work_is_lost(jobs: list[Job], seed: int) -> None:
+    found = served(jobs).end_s[: len(jobs)]
+    order = np.random.default_rng(seed).permutation(len(jobs))
+    again = served([jobs[k] for k in order]).end_s[: len(jobs)]
+    np.testing.assert_allclose(again, found[order], rtol=0, atol=1e-9)
+    # One GPU never idles while there is work: the last of a busy period ends as it would first in, first out.
+    free_s = 0.0
+    ends: list[float] = []
+    for job in sorted(jobs, key=lambda job: job.ready_s):
+        if job.ready_s > free_s:
+            ends.append(free_s)
+        free_s = max(free_s, job.ready_s) + job.service_s
+    ends.append(free_s)
+    for end_s in ends[1:] if jobs and ends[0] == 0.0 else ends:
+        assert np.min(np.abs(found - end_s)) < 1e-9
+
+
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_a_heavier_task_ends_no_later(gpus: int) -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        ready_s, service_s = rng.uniform(0, 3, 5).tolist(), rng.exponential(1.0, 5).tolist()
+        ends: list[float] = []
+        for weight in (0.25, 1.0, 4.0):
+            weights = [weight, 1.0, 1.0, 1.0, 1.0]
+            jobs = [Job(*each) for each in zip(ready_s, service_s, weights, strict=True)]
+            ends.append(float(served(jobs, gpus).end_s[0]))
+        assert ends[0] >= ends[1] - 1e-9
+        assert ends[1] >= ends[2] - 1e-9
+
+
+# The closed form
+
+
+def by_markov_chain(rates: Sequence[float], means: Sequence[float], weights: Sequence[float], most: int) -> list[float]:
+    """Mean sojourns of two classes from the stationary law of their numbers, cut off at `most` of each."""
+    size = most + 1
+    rows, columns, values = [], [], []
+
+    def add(start: tuple[int, int], end: tuple[int, int], rate: float) -> None:
+        one, other = start[0] * size + start[1], end[0] * size + end[1]
+        rows.extend([other, one])
+        columns.extend([one, one])
+        values.extend([rate, -rate])
+
+    for first, second in itertools.product(range(size), repeat=2):
+        total = first * weights[0] + second * weights[1]
+        if first < most:
+            add((first, second), (first + 1, second), rates[0])
+        if second < most:
+            add((first, second), (first, second + 1), rates[1])
+        if first:
+            add((first, second), (first - 1, second), first * weights[0] / total / means[0])
+        if second:
+            add((first, second), (first, second - 1), second * weights[1] / total / means[1])
+    flow = sparse.csc_matrix((values, (rows, columns))).tolil()
+    flow[0, :] = 1.0
+    law = linalg.spsolve(flow.tocsc(), np.eye(1, size * size)[0]).reshape(size, size)
+    count = np.arange(size)
+    return [float(count @ law.sum(axis=1)) / rates[0], float(count @ law.sum(axis=0)) / rates[1]]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 4.0), (1.0, 1.0), (100.0, 1.0)])
+def test_the_closed_form_is_that_of_the_markov_chain(weights: tuple[float, float]) -> None:
+    rates, means = (0.3, 0.2), (0.5, 1.5)
+    load = [rate * mean for rate, mean in zip(rates, means, strict=True)]
+    found = weighted_sharing_s(rates, means, weights)
+    np.testing.assert_allclose(found, by_markov_chain(rates, means, weights, 50), rtol=1e-6)
+    # Conservation: the work left is that of M/G/1, whatever the weights.
+    left_s = sum(share * mean for share, mean in zip(load, means, strict=True)) / (1.0 - sum(load))
+    assert float(np.dot(load, found)) == pytest.approx(left_s, rel=1e-9)
+    if weights == (1.0, 1.0):
+        np.testing.assert_allclose(found, [mean / (1.0 - sum(load)) for mean in means], rtol=1e-9)
+    else:
+        # With one class there is nobody to be preferred to.
+        assert weighted_sharing_s([0.4], [1.0], [weights[0]])[0] == pytest.approx(1.0 / 0.6)
+
+
+def test_the_closed_form_tends_to_priority() -> None:
+    """Where one class weighs all, it is alone with itself: M/M/1 shared; the other is last (preemptive priority)."""
+    first, second = weighted_sharing_s((0.3, 0.2), (1.0, 1.0), (1e9, 1.0))
+    assert first == pytest.approx(1.0 / 0.7, rel=1e-6)
+    assert second == pytest.approx(1.0 / (0.7 * 0.5), rel=1e-6)
+
+
+# In the environment
+
+
+def driven(scenario: Scenario, choose: Any, slots: int = 40) -> Any:
+    """Random places, levels by `choose(key, count)`; outcomes, rewards and the last state, in double precision."""
+    environment = Environment.from_scenario(scenario)
+    places = 1 + environment.servers
+
+    def slot(state: State, key: jax.Array) -> Any:
+        place_key, level_key = jax.random.split(key)
+        place = jax.random.randint(place_key, (environment.requests,), 0, places)
+        action = place + places * choose(level_key, environment)
+        projection = environment.project(state, action)
+        state, reward, outcome = environment.step(state, action)
+        return state, (projection, reward, outcome)
+
+    run = eqx.filter_jit(lambda s: jax.lax.scan(slot, s, jax.random.split(jax.random.key(5), slots)))
+    last, history = jax.device_get(run(environment.reset(seeds(2, 1)[0])))
+    assert int(last.lost) == 0
+    return history, last
+
+
+def any_level(key: jax.Array, environment: Environment) -> jax.Array:
+    return jax.random.randint(key, (environment.requests,), 0, environment.plant.switches.levels)
+
+
+def first_level(key: jax.Array, environment: Environment) -> jax.Array:
+    del key
+    return jnp.zeros(environment.requests, jnp.int32)
+
+
+def test_with_equal_weights_it_is_as_without() -> None:
+    choices: dict[str, Any] = {"gpus": (2, 1, 3), "arrivals": "load = 0.9", "reward": "miss = 1.0\nenergy = 0.1"}
+    with jax.enable_x64(True):
+        plain = driven(plant(**choices), first_level)
+        alike = driven(plant((0.7, 0.7), (0.3, 0.3, 0.3), **choices), any_level)
+    assert np.asarray(plain[0][2].final).sum() > 60
+    # The states have more columns with weights; what is in both must agree.
+    for one, other in zip(plain[0], alike[0], strict=True):
+        for name in one._fields:
+            for a, b in zip(jax.tree.leaves(getattr(one, name)), jax.tree.leaves(getattr(other, name)), strict=True):
+                np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=1e-12, atol=1e-11, err_msg=name)
+    for name in ("ready_s", "latency_s", "cost", "service_s"):
+        a, b = (np.asarray(getattr(last.uploads, name)) for last in (plain[1], alike[1]))
+        np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-11, err_msg=name)
+
+
+def test_team_rewards_add_up_to_the_cost_of_all_tasks() -> None:
+    reward = "latency_scale_s = 1.0\nclip = 1000.0"
+    environment = Environment.from_scenario(plant(BAND, CPU, gpus=(2, 1, 1), reward=reward, arrivals="load = 0.4"))
+
+    def slot(state: State, key: jax.Array) -> Any:
+        state = state._replace(requests=state.requests._replace(present=state.requests.present & (state.slot < 40)))
+        action = jax.random.randint(key, (environment.requests,), 0, environment.options)
+        after, reward, outcome = environment.step(state, action)
+        return after, (reward.team, outcome)
+
+    run = eqx.filter_jit(lambda s: jax.lax.scan(slot, s, jax.random.split(jax.random.key(0), 160)))
+    last, (team, outcome) = jax.device_get(run(environment.reset(seeds(1, 1)[0])))
+    assert not last.uploads.present.any()
+    records = task_records(outcome, 1.0)
+    assert len(records) > 60
+    assert float(np.sum(team)) == pytest.approx(-records.latency_s.sum(), rel=1e-4)
+
+
+def test_an_option_says_what_its_action_does_beside_one_other_task() -> None:
+    """One task that has long to go is at the server: the estimate of each weight is what the environment projects."""
+    environment, state = opened(plant((1.0, 2.0), CPU, radio=FIXED, speeds=(2.0,), age=0))
+    light, heavy = 1, 1 + 2 * 2
+    state = state._replace(requests=asked(environment, [40.0], [0.1e6], [99.0]))
+    for held in (light, heavy):
+        action = jnp.full(environment.requests, held)
+        following = asked(environment, [3.0], [0.5e6], [99.0])
+        after, _, _ = stepped(environment, state, action, requests=following)
+        assert after.broadcasts.weight is not None
+        np.testing.assert_allclose(after.broadcasts.weight[0], [4.0 if held == heavy else 1.0])
+        seen = seen_by(environment, after)
+        expected = np.asarray(expected_latency_s(seen))[0]
+        for choice in np.flatnonzero(np.asarray(seen.mask)[0]):
+            projected = projected_by(environment, after, jnp.full(environment.requests, choice))
+            assert float(projected.latency_s[0]) == pytest.approx(expected[choice], rel=1e-5), choice
+
+
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_the_estimate_is_a_bound_while_nobody_else_comes(gpus: int) -> None:
+    """Beside tasks of any weight and work none takes longer than it is told; and a heavy one is told of its weight."""
+    weights = (0.5, 1.0, 4.0)
+    environment, state = opened(plant(cpu=weights, radio=FIXED, speeds=(1.0,), gpus=(gpus,), age=0))
+    rng = np.random.default_rng(6)
+    closer = 0
+    for _ in range(12):
+        there = asked(environment, rng.exponential(3.0, 5).tolist(), [1e2] * 5, [99.0] * 5)
+        action = jnp.asarray(1 + 2 * rng.integers(0, 3, environment.requests), jnp.int32)
+        comes = asked(environment, [float(rng.exponential(2.0))], [float(rng.uniform(0, 2e6))], [99.0])
+        after, _, _ = stepped(environment, state._replace(requests=there), action, requests=comes)
+        seen = seen_by(environment, after)
+        expected = np.asarray(expected_latency_s(seen))[0]
+        work_left_s = float(after.broadcasts.wait_s[0, 0])
+        for choice in (1, 3, 5):
+            projected = projected_by(environment, after, jnp.full(environment.requests, choice))
+            assert float(projected.latency_s[0]) <= expected[choice] * (1 + 1e-5)
+        upload_s, service_s = (float(option(seen, name)[0, 1]) for name in ("upload_s", "service_s"))
+        assert (np.diff(expected[[1, 3, 5]]) <= 1e-6).all()
+        closer += expected[5] < max(upload_s, work_left_s) + service_s - 0.01
+    assert closer >= 3
+
+
+URGENT, PATIENT = 0, 1
+
+
+def urgent_and_patient(scenario: Scenario, deadline_s: tuple[float, float]) -> tuple[Environment, State]:
+    """Two alike tasks of 1 Mbit and 1 s of work, one of which is urgent."""
+    environment, state = opened(scenario)
+    return environment, state._replace(requests=asked(environment, [1.0, 1.0], [1e6, 1e6], list(deadline_s)))
+
+
+@pytest.mark.parametrize(
+    ("band", "cpu", "rate", "deadline_s"),
+    [
+        # Equal shares end both at 2; 4 to 1 ends the urgent one at 1.25 and the other still at 2.
+        ((), (1.0, 4.0), 1e9, (1.5, 3.0)),
+        # Equal shares send either in 2 s; 4 to 1 in 1.25 and 5 s, and the service follows.
+        ((1.0, 4.0), (), 1e6, (2.5, 6.5)),
+        ((1.0, 4.0), (1.0, 4.0), 1e6, (2.5, 6.5)),
+    ],
+)
+def test_the_best_joint_action_prefers_the_urgent_task(
+    band: tuple[float, ...], cpu: tuple[float, ...], rate: float, deadline_s: tuple[float, float]
+) -> None:
+    """By brute force; equal weights cannot do it, and what the environment says of joint actions shows why."""
+    scenario = plant(
+        band,
+        cpu,
+        radio=FIXED.replace("1e6", f"{rate}"),
+        speeds=(1.0,),
+        device_speed=0.01,
+        latency_from="decided",
+        reward="miss = 1.0\nlatency = 0.0",
+    )
+    environment, state = urgent_and_patient(scenario, deadline_s)
+    levels = environment.plant.switches.levels
+    project, difference = (eqx.filter_jit(each) for each in (environment.project, environment.difference))
+
+    def joint(urgent: int, patient: int) -> jax.Array:
+        level = jnp.zeros(environment.requests, jnp.int32).at[URGENT].set(urgent).at[PATIENT].set(patient)
+        return 1 + 2 * level
+
+    cost = {pair: float(project(state, joint(*pair)).cost.sum()) for pair in itertools.product(range(levels), repeat=2)}
+    best = min(cost, key=lambda pair: cost[pair])
+    assert cost[best] == 0.0
+    assert all(cost[level, level] == 1.0 for level in range(levels)), "equal weights miss the urgent deadline"
+    heaviest = levels - 1
+    assert cost[heaviest, 0] == 0.0
+    # As heavy as the urgent one, the patient one makes it miss, and is charged for that; light, it is not.
+    charged = np.asarray(difference(state, joint(heaviest, heaviest)))
+    spared = np.asarray(difference(state, joint(heaviest, 0)))
+    np.testing.assert_allclose(charged[:2], [-1.0, -1.0], atol=1e-6)
+    np.testing.assert_allclose(spared[:2], [0.0, 0.0], atol=1e-6)
+
+
+class Fixed(StatelessPolicy):
+    """The only server, always at one level."""
+
+    level: int = eqx.field(static=True)
+
+    def choose(self, observation: Any, key: jax.Array) -> jax.Array:
+        """Place 1."""
+        del key
+        return jnp.full(observation.present.shape, 1 + 2 * self.level, jnp.int32)
+
+
+class ByDeadline(StatelessPolicy):
+    """The heaviest weight for those whose deadline is near, the least for the others."""
+
+    level: int = eqx.field(static=True)
+    near_s: float
+
+    def choose(self, observation: Any, key: jax.Array) -> jax.Array:
+        """Place 1."""
+        del key
+        near = observation.task[..., 2] < self.near_s
+        return jnp.where(near, 1 + 2 * self.level, 1).astype(jnp.int32)
+
+
+@pytest.mark.slow
+def test_a_learner_finds_out_whom_to_prefer() -> None:
+    """Alike tasks with deadlines of their own on one server: every fixed weight is the same, AMARL is better, and near
+    the best rule that prefers who must be done soon."""
+    scenario = plant(
+        cpu=(1.0, 16.0),
+        radio=FIXED.replace("1e6", "1e9"),
+        devices=4,
+        speeds=(4.0,),
+        device_speed=0.001,
+        slot_s=1.0,
+        latency_from="decided",
+        deadline_s=(0.4, 2.0),
+        arrivals='kind = "bernoulli"\nprobability = 0.5',
+        max_per_slot=None,
+        reward="miss = 1.0\nlatency = 0.0",
+    )
+    environment = Environment.from_scenario(scenario)
+    traffic = Episodes(count=8, slots=400, warmup_slots=20, first_seed=900)
+
+    def missed(policy: Any) -> np.ndarray:
+        measured = run_episodes(environment, policy, traffic, jax.random.key(0))
+        return measured.per_episode(lambda records: 1.0 - records.in_time.mean())
+
+    def validate(policy: Any) -> tuple[float, float]:
+        share = float(missed(policy).mean())
+        return share, 1.0 - share
+
+    task = make_task(environment, scenario)
+    learner = Amarl(updates=60, environments=64)
+    learned = train(task, learner, Training(updates=60, validate_every=20), validate).policy
+    alike = [missed(Fixed(level)) for level in range(2)]
+    np.testing.assert_allclose(alike[0], alike[1], atol=0.01)
+    rule = min(float(missed(ByDeadline(1, near_s)).mean()) for near_s in (0.6, 0.8, 1.0, 1.2, 1.5))
+    found = missed(learned)
+    gain = alike[0] - found
+    assert gain.mean() > 4 * gain.std(ddof=1) / math.sqrt(len(gain))
+    assert rule < alike[0].mean()
+    assert gain.mean() > 0.7 * (alike[0].mean() - rule)
+
+
+def test_a_rule_and_an_actor_run_with_weights_and_survive_export(tmp_path) -> None:
+    scenario = plant(BAND, CPU)
+    environment, state = opened(scenario)
+    seen = seen_by(environment, state)
+    scale = scale_of(scenario)
+    assert (scale.levels, scale.other_costs, scale.share_weights) == (6, True, ("band_weight", "cpu_weight"))
+    actor = Actor(scale, jax.random.key(0))
+    logits = np.asarray(actor(seen))
+    present, mask = np.asarray(seen.present), np.asarray(seen.mask)
+    assert np.isfinite(logits[mask]).all()
+    cost = np.asarray(expected_cost_s(seen)) / scale.time_s
+    for row in np.flatnonzero(present):
+        assert np.corrcoef(logits[row][mask[row]], -cost[row][mask[row]])[0, 1] > 0.99
+    # On an empty plant all weights promise the same; the network must be able to tell them apart all the same.
+    apart = np.asarray(actor(seen))[np.flatnonzero(present)[0], 1::4]
+    assert len(np.unique(apart)) == 6
+    folder = export_policy(
+        actor, tmp_path / "policy", scenario_digest="x", scenario_name="shares", training={"algorithm": "test"}
+    )
+    again = load_actor(folder)
+    assert again.scale == scale
+    np.testing.assert_array_equal(np.asarray(again(seen)), logits)
+    exported = ExportedPolicy.load(folder)
+    found = exported.logits(*(np.asarray(part) for part in (seen.task, seen.options, seen.mask, seen.present)))
+    np.testing.assert_allclose(found[mask], logits[mask], atol=1e-4)
