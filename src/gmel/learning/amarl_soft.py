@@ -215,12 +215,12 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
         """Networks, optimisers, environments, an empty replay.
 
         Raises:
-            InputError: steps or power can be chosen; the counterfactuals of the critic know places only.
+            InputError: steps, power or parts can be chosen; the counterfactuals of the critic know places only.
         """
         if task.scale.levels > 1:
             raise InputError(
-                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps or power; "
-                "use amarl, mappo, idqn or maddpg"
+                "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps, power or "
+                "parts; use amarl, mappo, idqn or maddpg"
             )
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)

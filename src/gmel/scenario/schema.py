@@ -216,6 +216,40 @@ class Scenario(Section):
                 raise ValueError("tasks.step_options needs work that is linear in the steps: no models.square_work")
         return self
 
+    @model_validator(mode="after")
+    def _splitting_fits(self) -> Self:
+        parts, radio = self.tasks.most_parts, self.radio
+        if parts == 1:
+            return self
+        if parts > len(self.servers):
+            raise ValueError(f"tasks.split_options = {self.tasks.split_options}: there are {len(self.servers)} servers")
+        home = radio.access == "home" or not all(server.cell for server in self.servers)
+        refused = (
+            (
+                self.service.discipline != "fifo" or self.failures.any,
+                'needs service.discipline = "fifo" and no failures: elsewhere a part may be slowed down after others '
+                "have ended",
+            ),
+            (
+                self.tasks.deadline == "drop" or self.service.max_wait_s is not None,
+                'needs tasks.deadline = "late" and no service.max_wait_s: a part could be discarded while others run',
+            ),
+            (self.devices.battery_j is not None, "does not go with devices.battery_j"),
+            (
+                any(server.quality for server in self.servers),
+                "does not go with servers.quality: parts of one result would differ; use models.quality",
+            ),
+            (radio.one_at_a_time, "does not go with radio.one_at_a_time: all parts are sent at once"),
+            (
+                home and radio.sharing == "equal" and radio.model != "wired",
+                'needs radio.sharing = "none" where tasks go over a home cell: parts would share it',
+            ),
+        )
+        for wrong, why in refused:
+            if wrong:
+                raise ValueError(f"tasks.split_options above 1 {why}")
+        return self
+
     @property
     def has_quality(self) -> bool:
         """Whether results have a quality."""
@@ -226,14 +260,18 @@ class Scenario(Section):
 
     @property
     def levels(self) -> int:
-        """Ways to do a task at one place: steps x transmit powers to choose from."""
+        """Ways to do a task at one place: steps x transmit powers x numbers of parts to choose from."""
+        return self._manners * len(self.tasks.split_options or [1])
+
+    @property
+    def _manners(self) -> int:
         return len(self.tasks.step_options or [0]) * len(self.devices.power_options_dbm or [0])
 
     @property
     def counts_more_than_latency(self) -> bool:
         """Whether options differ in what the reward counts beside latency and deadline."""
         reward = self.reward
-        return self.levels > 1 or reward.quality > 0 or reward.price > 0 or reward.energy > 0
+        return self._manners > 1 or reward.quality > 0 or reward.price > 0 or reward.energy > 0
 
     @property
     def capacity(self) -> float:

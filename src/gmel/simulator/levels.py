@@ -1,7 +1,8 @@
-"""How a task is done at its place: with how many denoising steps, at which transmit power.
+"""How a task is done at its place: with how many denoising steps, at which transmit power, in how many parts.
 
-An action is one number, place + (1 + servers) x level, with level = number of the steps + count of the steps x number
-of the power. Where nothing can be chosen there is one level, and an action is a place.
+An action is one number, place + (1 + servers) x level, with level = number of the steps + count of the steps x (number
+of the power + count of the powers x number of the split). Where nothing can be chosen there is one level, and an action
+is a place.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Requests
 
-__all__ = ["Manner", "manner", "quality_of", "split_action"]
+__all__ = ["Manner", "manner", "parts_of_level", "quality_of", "split_action"]
 
 
 class Manner(NamedTuple):
@@ -57,8 +58,14 @@ def manner(plant: Plant, requests: Requests, level: Int[Array, "requests"] | int
     if not sizes.power_options_dbm:
         return Manner(work, steps, quality, None, None)
     powers_w = 10 ** (0.1 * jnp.asarray(sizes.power_options_dbm, work.dtype) - 3)
-    tx_power_w = jnp.broadcast_to(powers_w[level // max(1, choices)], work.shape)
+    tx_power_w = jnp.broadcast_to(powers_w[level // max(1, choices) % len(sizes.power_options_dbm)], work.shape)
     return Manner(work, steps, quality, tx_power_w, tx_power_w / plant.device_tx_power_w)
+
+
+def parts_of_level(plant: Plant, level: Int[Array, "requests"] | int) -> Int[Array, "..."]:
+    """Over how many servers a task of `level` is split."""
+    sizes = plant.switches
+    return jnp.asarray(sizes.split_options or (1,), jnp.int32)[level // sizes.manners]
 
 
 def quality_of(

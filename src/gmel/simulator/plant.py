@@ -53,6 +53,7 @@ class Switches:
     quality: bool
     step_options: tuple[float, ...]
     power_options_dbm: tuple[float, ...]
+    split_options: tuple[int, ...]
     least_quality: float
     other_costs: bool
     """Whether options differ in what the reward counts beside latency and deadline."""
@@ -70,7 +71,17 @@ class Switches:
     @property
     def levels(self) -> int:
         """Ways to do a task at one place (see `gmel.simulator.levels`)."""
+        return self.manners * max(1, len(self.split_options))
+
+    @property
+    def manners(self) -> int:
+        """Ways to do a whole task at one place."""
         return max(1, len(self.step_options)) * max(1, len(self.power_options_dbm))
+
+    @property
+    def parts(self) -> int:
+        """Most servers that work on one task."""
+        return max(self.split_options, default=1)
 
 
 class Catalogue(eqx.Module):
@@ -199,6 +210,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         quality=scenario.has_quality,
         step_options=tuple(tasks.step_options or ()),
         power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
+        split_options=tuple(tasks.split_options or ()),
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
         local=scenario.devices.local,

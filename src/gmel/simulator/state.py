@@ -19,6 +19,7 @@ __all__ = [
     "Motion",
     "Observation",
     "Outcome",
+    "Parts",
     "Requests",
     "Reward",
     "Sent",
@@ -80,9 +81,9 @@ def other_cost_s(observation: "Observation") -> Float[Array, "*batch requests op
 class Observation(NamedTuple):
     """What the devices with a request know when they decide: one row per request, one option per place to run.
 
-    Option 0 is the device itself, option j the server j - 1. Where steps or transmit power can be chosen too, the
-    places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are padding;
-    their mask allows option 0 alone.
+    Option 0 is the device itself, option j the server j - 1. Where steps, transmit power or a number of parts can be
+    chosen too, the places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not
+    `present` are padding; their mask allows option 0 alone.
     """
 
     present: Bool[Array, "*batch requests"]
@@ -90,6 +91,8 @@ class Observation(NamedTuple):
     task: Float[Array, "*batch requests task_features"]
     options: Float[Array, "*batch requests options option_features"]
     mask: Bool[Array, "*batch requests options"]
+    parts_s: Float[Array, "*batch requests options servers"] | None = None
+    """Service time that each option puts on each server; only where tasks can be split."""
 
 
 class Requests(NamedTuple):
@@ -141,6 +144,25 @@ class SharedTask(NamedTuple):
     switch_s: Float[Array, "uploads"]
 
 
+class Parts(NamedTuple):
+    """The parts of tasks that are split over servers; times as in :class:`Uploads`.
+
+    What a server began on is told by `start_s`, `switch_s` and `end_s`; of a part still on its way they are projected.
+    """
+
+    present: Bool[Array, "uploads parts"]
+    server: Int[Array, "uploads parts"]
+    upload_start_s: Float[Array, "uploads parts"]
+    ready_s: Float[Array, "uploads parts"]
+    service_s: Float[Array, "uploads parts"]
+    download_s: Float[Array, "uploads parts"]
+    start_s: Float[Array, "uploads parts"]
+    switch_s: Float[Array, "uploads parts"]
+    end_s: Float[Array, "uploads parts"]
+    cell: Int[Array, "uploads parts"] | None = None
+    sent_s: Float[Array, "uploads parts"] | None = None
+
+
 class Uploads(NamedTuple):
     """Tasks on their way to a server; where servers share their time, until they end.
 
@@ -178,6 +200,9 @@ class Uploads(NamedTuple):
     """Part of the capacity of its server that it takes, where servers have one."""
     gpus: Int[Array, "uploads"] | None = None
     """GPUs that it needs at once, with gangs."""
+    parts: Parts | None = None
+    """Where tasks can be split. Its own `server` is then the one that was chosen, its times are those of the part that
+    ends last."""
 
 
 class Broadcasts(NamedTuple):
@@ -321,3 +346,5 @@ class Outcome(NamedTuple):
     backlog_s: Float[Array, ""]
     """Work left in all queues at the slot start: GPUs and devices together, in seconds of their own."""
     quality: Float[Array, "rows"] | None = None
+    parts: Int[Array, "rows"] | None = None
+    """Over how many servers the task is split; only where it can be."""
