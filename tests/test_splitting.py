@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,14 +49,18 @@ def opened(scenario: Scenario, seed: int = 1) -> tuple[Environment, State]:
     return environment, environment.reset(seeds(seed, 1)[0])
 
 
+project = eqx.filter_jit(Environment.project)
+
+
 def ran(scenario: Scenario, slots: int, policy: str | int = "uniform", seed: int = 1) -> tuple[Any, Any, Any, Any]:
     """Actions, states at the slot starts, rewards and outcomes of a run; a number is one option for all."""
     environment, state = opened(scenario, seed)
 
     def slot(state: State, key: jax.Array) -> tuple[State, Any]:
         mask = environment.observe(state).mask
-        action = jnp.full(environment.requests, policy)
-        if policy == "uniform":
+        if isinstance(policy, int):
+            action = jnp.full(environment.requests, policy)
+        else:
             action = jax.random.categorical(key, jnp.where(mask, 0.0, -jnp.inf))
         after, reward, outcome = environment.step(state, action)
         return after, (action, state, reward, outcome)
@@ -275,8 +280,8 @@ class TestReplay:
             for part in parts:
                 energy_j += 10**-0.7 * (part.ready_s - part.sent_from_s) + 5.0 * part.service_s
             assert records.energy_j[number] == pytest.approx(energy_j, rel=1e-6)
-        assert split > 30
-        assert over_slots > 30
+        assert split > 20
+        assert over_slots > 20
         # Nothing is lost and nothing is done twice.
         sent = present & (np.asarray(actions) % 4 > 0)
         assert sum(work) == pytest.approx(np.asarray(states.requests.work)[sent].sum(), rel=1e-6)
@@ -312,7 +317,7 @@ def test_a_task_alone_on_idle_servers_ends_at_the_closed_form() -> None:
     each_s = [bits / 4e6 + work / speed for speed in (3.0, 2.0, 1.0)]
     for parts in (1, 2, 3):
         action = jnp.full(environment.requests, 2 + 4 * (parts - 1))
-        found = float(environment.project(only, action).latency_s[0])
+        found = float(project(environment, only, action).latency_s[0])
         assert found == pytest.approx(1 / sum(1 / each for each in each_s[:parts]), rel=1e-5)
 
 
@@ -344,27 +349,26 @@ class TestWhatDevicesAreTold:
             tasks="split_options = [1, 2, 3]\nbits_out = 1e6",
             age=age,
             bandwidth_hz=3e7,
-            arrivals="load = 1.5",
             reward=self.REWARD,
         )
         text = text.replace('name = "S1"', 'name = "S1"\nprice = 0.3')
         environment, state = opened(parse_scenario(text, "told"))
-        step = jax.jit(lambda state: environment.step(state, jnp.arange(environment.requests) % 4)[0])
-        for _ in range(12):
-            state = step(state)
-        assert float(state.broadcasts.wait_s[0].max()) > 1.0
+        # Queues as they are, and as they were a slot before.
+        wait_s = jnp.array([[0.3, 0.1, 0.25], [0.1, 0.4, 0.0]])
+        said_s = state.broadcasts.wait_s.at[:2].set(wait_s)
+        state = state._replace(
+            servers=state.servers._replace(free_s=wait_s[0][:, None]),
+            broadcasts=state.broadcasts._replace(wait_s=said_s),
+        )
         only = state._replace(
-            requests=state.requests._replace(
-                present=jnp.arange(environment.requests) == 0, noise=jnp.ones(environment.requests)
-            ),
-            uploads=state.uploads._replace(present=jnp.zeros_like(state.uploads.present)),
+            requests=state.requests._replace(present=jnp.arange(environment.requests) == 0)
         )
         seen = environment.observe(only, fresh=fresh)
         options = np.flatnonzero(np.asarray(seen.mask[0]))
         assert environment.options == seen.mask.shape[1] == 12
-        assert max(options) > 4
-        project = jax.jit(jax.vmap(lambda action: environment.project(only, action)))
-        found = project(jnp.asarray(options)[:, None] * jnp.ones(environment.requests, int))
+        assert set(options // 4) == {0, 1, 2}
+        every = jax.jit(jax.vmap(lambda action: environment.project(only, action)))
+        found = every(jnp.asarray(options)[:, None] * jnp.ones(environment.requests, int))
         waited_s = -float(only.requests.generated_s[0])
         np.testing.assert_allclose(
             found.latency_s[:, 0], np.asarray(expected_latency_s(seen))[0, options] + waited_s, rtol=1e-4
@@ -412,7 +416,8 @@ class TestWhatDevicesAreTold:
         state = state._replace(broadcasts=state.broadcasts._replace(wait_s=wait_s))
         every = jnp.full(environment.requests, 1), jnp.full(environment.requests, 2)
         split = split_of(environment.plant, state, *every)
-        assert (split.share > 0).all()
+        present = np.asarray(state.requests.present)
+        assert (np.asarray(split.share)[present] > 0).all()
         heard = state._replace(broadcasts=state.broadcasts._replace(wait_s=jnp.broadcast_to(wait_s[:1], wait_s.shape)))
         split = split_of(environment.plant, heard, *every)
         assert (np.asarray(split.share)[np.asarray(split.server) == 1] == 0).all()
@@ -420,11 +425,13 @@ class TestWhatDevicesAreTold:
 
 class TestRewards:
     def test_they_add_up_to_the_costs(self) -> None:
-        scenario = plant(reward="latency_scale_s = 5.0\nclip = 1e6\nenergy = 0.1\ncooperation = 1.0", bandwidth_hz=4e5)
+        scenario = plant(reward="latency_scale_s = 5.0\nclip = 1e6\nenergy = 0.1\ncooperation = 1.0", bandwidth_hz=1e6)
         _, states, reward, outcome = ran(scenario, 60)
+        assert int(states.lost[-1]) == 0
         final = np.asarray(outcome.final)[:-1]
-        account = jax.tree.map(lambda field: np.asarray(field, np.float64)[:-1], outcome.account)
-        cost = np.where(final, account.latency_s / 5.0 + 0.1 * account.energy_j, 0.0).sum()
+        latency_s = np.asarray(outcome.account.latency_s, np.float64)[:-1]
+        energy_j = np.asarray(outcome.account.energy_j, np.float64)[:-1]
+        cost = np.where(final, latency_s / 5.0 + 0.1 * energy_j, 0.0).sum()
         # Those in flight at the last slot start count as last projected.
         left = np.asarray(states.uploads.cost)[-1][np.asarray(states.uploads.present)[-1]].sum()
         assert left > 0
@@ -440,21 +447,21 @@ class TestRewards:
         assert bool(state.uploads.present.any())
 
         def total(state: State) -> float:
-            projection = environment.project(state, action)
+            projection = project(environment, state, action)
             return float(projection.cost.sum() + projection.delay_cost)
 
-        found = np.asarray(environment.difference(state, action))
+        found = np.asarray(eqx.filter_jit(Environment.difference)(environment, state, action))
         for row in np.flatnonzero(np.asarray(state.requests.present)):
             without = state.requests._replace(present=state.requests.present.at[row].set(False))
             expected = total(state._replace(requests=without)) - total(state)
             assert found[row] == pytest.approx(expected, abs=1e-4)
 
     def test_a_projection_is_what_happens_if_nobody_comes(self) -> None:
-        scenario = plant(bandwidth_hz=4e5)
+        scenario = plant(bandwidth_hz=4e5, arrivals="load = 1.2")
         environment, _ = opened(scenario)
         actions, states, _, _ = ran(scenario, 8)
         state, action = jax.tree.map(lambda field: field[-1], states), actions[-1]
-        projected = environment.project(state, action)
+        projected = project(environment, state, action)
         nobody = state.requests._replace(present=jnp.zeros(environment.requests, bool))
         step = jax.jit(lambda state, action: environment.step(state, action, requests=nobody))
         found: dict[int, float] = {}
@@ -507,8 +514,8 @@ class TestPolicies:
         action = np.asarray(Greedy().choose(environment.observe(state), jax.random.key(0)))
         assert (action[np.asarray(state.requests.present)] // 4 == 2).all()
 
-    @pytest.mark.parametrize("gpus", [(1, 1, 1), (2, 1, 3)])
-    def test_reservations_know_of_the_parts(self, gpus: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize(("gpus", "margin"), [((1, 1, 1), 1.02), ((2, 1, 3), 1.15)])
+    def test_reservations_know_of_the_parts(self, gpus: tuple[int, ...], margin: float) -> None:
         """Where sending takes no time, they come near to a search that sees what really follows."""
         scenario = plant(
             radio='model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false',
@@ -533,8 +540,9 @@ class TestPolicies:
 
         totals = jax.jit(lambda state: jax.lax.scan(slot, state, length=8)[1])(environment.reset(seeds(3, 1)[0]))
         booked_s, best_s, blind_s = (float(total.sum()) for total in totals)
-        assert booked_s < (1.02 if max(gpus) == 1 else 1.15) * best_s
-        assert blind_s > booked_s
+        assert booked_s < margin * best_s
+        # On one GPU each, to split over all is best for all of them, reservations or not.
+        assert blind_s >= booked_s
 
 
 def test_own_parts_that_no_broadcast_shows_are_remembered() -> None:
@@ -542,7 +550,7 @@ def test_own_parts_that_no_broadcast_shows_are_remembered() -> None:
     environment, state = opened(plant(splits=(3,), age=1, tasks="noise_sigma = 0.4"))
     action = jnp.full(environment.requests, 1)
     split = split_of(environment.plant, state, action, jnp.zeros_like(action))
-    after, _, _ = jax.jit(environment.step)(state, action)
+    after, _, _ = jax.jit(lambda state: environment.step(state, action))(state)
     work, device = np.asarray(state.requests.work), np.asarray(state.requests.device)
     sent_s = np.zeros((6, 3))
     for row in np.flatnonzero(np.asarray(state.requests.present)):
