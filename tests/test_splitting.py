@@ -360,9 +360,7 @@ class TestWhatDevicesAreTold:
             servers=state.servers._replace(free_s=wait_s[0][:, None]),
             broadcasts=state.broadcasts._replace(wait_s=said_s),
         )
-        only = state._replace(
-            requests=state.requests._replace(present=jnp.arange(environment.requests) == 0)
-        )
+        only = state._replace(requests=state.requests._replace(present=jnp.arange(environment.requests) == 0))
         seen = environment.observe(only, fresh=fresh)
         options = np.flatnonzero(np.asarray(seen.mask[0]))
         assert environment.options == seen.mask.shape[1] == 12
