@@ -1,7 +1,8 @@
 """Tasks that are split over servers: the shares, what becomes of the parts, and what devices are told."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from tests.small_plants import plant_text
 
 from gmel.evaluation.ladder import RULES
+from gmel.evaluation.render.scene import film
+from gmel.evaluation.simulate import Simulation
 from gmel.evaluation.tuning import UNTUNED
 from gmel.physics.splitting import Way, equal_finish
 from gmel.policies.central import Coordinated, EarliestFinish
 from gmel.policies.rules import Greedy, expected_cost_s, expected_latency_s
+from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment, seeds
@@ -541,6 +545,12 @@ class TestPolicies:
         assert booked_s < margin * best_s
         # On one GPU each, to split over all is best for all of them, reservations or not.
         assert blind_s >= booked_s
+
+
+def test_pictures_do_not_show_a_task_at_several_servers() -> None:
+    simulation = SimpleNamespace(scenario=plant(), episodes=None)
+    with pytest.raises(InputError, match=r"tasks\.split_options"):
+        film(cast(Simulation, simulation))
 
 
 def test_own_parts_that_no_broadcast_shows_are_remembered() -> None:
