@@ -259,6 +259,8 @@ def _cut_down(scenario: Scenario) -> Data:
     for holder, name in (*choices, (tasks, "cpu_weights")):
         if name in holder:
             holder[name] = holder[name][:2]
+    if "split_options" in data["tasks"]:
+        data["tasks"]["split_options"] = [each for each in data["tasks"]["split_options"] if each <= 3]
     visible = data["radio"].get("visible_servers")
     if visible is not None:
         data["radio"]["visible_servers"] = min(visible, len(data["servers"]))

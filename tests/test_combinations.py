@@ -14,6 +14,7 @@ from scenario_strategies import BASES, said_in_one_line
 
 LINK = {"devices.local": False}
 RATES = {"radio.model": "fixed", "radio.rate_bps": 1e6}
+SPLIT = {"tasks.split_options": [1, 2]}
 QUALITY: dict[str, Any] = {"law": "power"}
 
 # Base, changed fields (None: left out), and what the one line says.
@@ -158,6 +159,40 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
             **{f"servers.{n}.concurrency": 4 for n in range(3)},
         },
         "tasks.cpu_weights needs service.discipline = \"sharing\": with 'batching' tasks do not share a GPU by weight",
+    ),
+    "split over more servers than there are": (
+        "amcoedge",
+        {"tasks.split_options": [1, 4]},
+        "tasks.split_options = [1, 4]: there are 3 servers",
+    ),
+    "splits out of order": ("uniform", {"tasks.split_options": [3, 1]}, "tasks: split_options = [3, 1] must rise"),
+    "split where servers share their time": (
+        "uniform",
+        {**SPLIT, "service.discipline": "sharing"},
+        'tasks.split_options above 1 needs service.discipline = "fifo" and no failures',
+    ),
+    "split where servers fail": ("uniform", {**SPLIT, "failures.straggle": 0.1}, "and no failures: elsewhere a part"),
+    "split where tasks are discarded": (
+        "uniform-drop",
+        SPLIT,
+        'tasks.split_options above 1 needs tasks.deadline = "late" and no service.max_wait_s',
+    ),
+    "split with admission": ("uniform", {**SPLIT, "service.max_wait_s": 2.0}, "no service.max_wait_s: a part could be"),
+    "split with batteries": ("uniform", {**SPLIT, "devices.battery_j": 9.0}, "does not go with devices.battery_j"),
+    "split over servers of their own quality": (
+        "amcoedge",
+        {f"servers.{n}.quality": QUALITY for n in range(3)},
+        "tasks.split_options above 1 does not go with servers.quality",
+    ),
+    "split where one task is sent at a time": (
+        "uniform",
+        {**SPLIT, "radio.one_at_a_time": True},
+        "does not go with radio.one_at_a_time: all parts are sent at once",
+    ),
+    "split in a shared home cell": (
+        "uniform",
+        {**SPLIT, "radio.access": "home", "radio.sharing": "equal"},
+        'tasks.split_options above 1 needs radio.sharing = "none" where tasks go over a home cell',
     ),
     "reward for a quality that is not there": (
         "catalogue",

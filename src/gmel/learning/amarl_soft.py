@@ -220,7 +220,7 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
         if task.scale.levels > 1:
             raise InputError(
                 "algorithm amarl-soft: its critic knows places only, this scenario lets devices choose steps, power, "
-                "shares or service; use amarl, mappo, idqn or maddpg"
+                "shares, service or parts; use amarl, mappo, idqn or maddpg"
             )
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)

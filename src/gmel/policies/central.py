@@ -26,12 +26,14 @@ class Coordinated(StatelessPolicy):
     """Requests reserve servers one after the other in row order: one round of messages in the slot.
 
     Each takes the option with the earliest finish given the reservations before it, as if its upload and service were
-    queued behind them.
+    queued behind them. Of a task that is split each part reserves its server.
     """
 
     def choose(self, observation: Observation, key: PRNGKeyArray) -> Int[Array, "requests"]:
         """Sequential reservation."""
         del key
+        if observation.parts_s is not None:
+            return _reserve_parts(observation, observation.parts_s)
         gpus = option(observation, "gpus")
         # Level after level, the places come again in the same order, the device itself first.
         places = gpus.shape[-1] // jnp.sum(option(observation, "local")[0] > 0).astype(jnp.int32)
@@ -63,6 +65,47 @@ class Coordinated(StatelessPolicy):
             option(observation, "local"),
         )
         return jax.lax.scan(reserve, jnp.zeros(gpus.shape[-1], gpus.dtype), rows)[1]
+
+
+def _reserve_parts(
+    observation: Observation, parts_s: Float[Array, "requests options servers"]
+) -> Int[Array, "requests"]:
+    """As :class:`Coordinated`, with reservations by server in place of reservations by option."""
+    servers = parts_s.shape[-1]
+    # The place of each option: the device itself first, then the servers, level after level.
+    place = jnp.arange(parts_s.shape[1]) % (1 + servers)
+    at = place[:, None] == 1 + jnp.arange(servers)
+    download_s = option(observation, "download_s")
+
+    def reserve(
+        booked_s: Float[Array, "servers"], row: tuple[jax.Array, ...]
+    ) -> tuple[Float[Array, "servers"], Int[Array, ""]]:
+        upload_s, backlog_s, switch_s, service_s, download_s, other_s, mask, gpus, present, parts = row
+        # What was booked here before, and when a part of the option at each server ends behind that.
+        waiting_s = backlog_s + jnp.where(place > 0, booked_s[place - 1], 0.0)
+        end_s = jnp.maximum(upload_s, waiting_s) + switch_s + service_s
+        wait_s, count = backlog_s[1 : 1 + servers] + booked_s, gpus[1 : 1 + servers]
+        others_s = jnp.max(jnp.where((parts > 0) & ~at, wait_s + parts, -jnp.inf), axis=1)
+        choice = jnp.argmin(jnp.where(mask, jnp.maximum(end_s + download_s, others_s) + other_s, jnp.inf))
+        # On several GPUs a task holds one of them: the next wait grows by its share.
+        run_s = parts[choice] + jnp.where(at[choice], switch_s[choice], 0.0)
+        until_s = jnp.where(count > 1, wait_s + run_s / count, jnp.where(at[choice], end_s[choice], wait_s + run_s))
+        taken = present & (parts[choice] > 0)
+        return jnp.where(taken, until_s - backlog_s[1 : 1 + servers], booked_s), choice
+
+    rows = (
+        option(observation, "upload_s"),
+        option(observation, "backlog_s"),
+        option(observation, "switch_s"),
+        option(observation, "service_s"),
+        download_s,
+        jnp.zeros_like(download_s) + other_cost_s(observation),
+        observation.mask,
+        option(observation, "gpus"),
+        observation.present,
+        parts_s,
+    )
+    return jax.lax.scan(reserve, jnp.zeros(servers, parts_s.dtype), rows)[1]
 
 
 class EarliestFinish(CentralPolicy):

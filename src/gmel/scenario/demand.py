@@ -1,5 +1,6 @@
 """The sections of a scenario about requests: what they ask for and when they come."""
 
+import itertools
 import math
 from typing import Annotated, Literal, Self
 
@@ -111,6 +112,9 @@ class Tasks(Section):
     and images give the work. With `step_options` the device chooses the denoising steps with the place, in place of
     those drawn. A result of less than `least_quality` counts as missed. With `cpu_weights` the device chooses with the
     place the weight of its task where a server shares its time: speeds are in proportion to the weights.
+
+    With `split_options`, numbers of servers in rising order, the device chooses with the place over how many servers
+    its task is split, so that all parts end together (AMCoEdge); 1 is a whole task.
     """
 
     kind: Literal["uniform", "catalogue"] = "catalogue"
@@ -123,7 +127,20 @@ class Tasks(Section):
     repeat_model: Share = 0.0
     step_options: list[Annotated[float, Field(gt=0, le=1000)]] | None = Field(default=None, min_length=1, max_length=16)
     cpu_weights: list[Weight] | None = Field(default=None, min_length=1, max_length=8)
+    split_options: list[Annotated[int, Field(ge=1, le=16)]] | None = Field(default=None, min_length=1, max_length=8)
     least_quality: Share = 0.0
+
+    @property
+    def most_parts(self) -> int:
+        """Most servers that work on one task."""
+        return max(self.split_options or [1])
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        options = self.split_options or []
+        if any(more <= fewer for fewer, more in itertools.pairwise(options)):
+            raise ValueError(f"split_options = {options} must rise, each number once")
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

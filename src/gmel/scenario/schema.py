@@ -293,6 +293,45 @@ class Scenario(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _splitting_fits(self) -> Self:
+        parts, radio = self.tasks.most_parts, self.radio
+        if parts == 1:
+            return self
+        if parts > len(self.servers):
+            raise ValueError(f"tasks.split_options = {self.tasks.split_options}: there are {len(self.servers)} servers")
+        home = radio.access == "home" or not all(server.cell for server in self.servers)
+        refused = (
+            (
+                self.service.discipline != "fifo" or self.failures.any,
+                'needs service.discipline = "fifo" and no failures: elsewhere a part may be slowed down after others '
+                "have ended",
+            ),
+            (
+                self.tasks.deadline == "drop" or self.service.max_wait_s is not None,
+                'needs tasks.deadline = "late" and no service.max_wait_s: a part could be discarded while others run',
+            ),
+            (self.devices.battery_j is not None, "does not go with devices.battery_j"),
+            (
+                any(server.quality or server.services for server in self.servers),
+                "does not go with servers.quality or servers.services: parts of one result would differ; use "
+                "models.quality",
+            ),
+            (
+                any(server.present for server in self.servers),
+                "does not go with servers.present: a part could wait for its server while others run",
+            ),
+            (radio.one_at_a_time, "does not go with radio.one_at_a_time: all parts are sent at once"),
+            (
+                home and radio.sharing == "equal" and radio.model != "wired",
+                'needs radio.sharing = "none" where tasks go over a home cell: parts would share it',
+            ),
+        )
+        for wrong, why in refused:
+            if wrong:
+                raise ValueError(f"tasks.split_options above 1 {why}")
+        return self
+
     @property
     def has_quality(self) -> bool:
         """Whether results have a quality."""
@@ -307,17 +346,30 @@ class Scenario(Section):
         return max(len(server.laws) for server in self.servers)
 
     @property
+    def factors(self) -> dict[str, int]:
+        """How many there are of each thing that can be chosen with the place (1: no choice), the fastest digit of a
+        level first (see `gmel.simulator.levels`)."""
+        tasks, devices = self.tasks, self.devices
+        return {
+            "steps": len(tasks.step_options or [0]),
+            "power_dbm": len(devices.power_options_dbm or [0]),
+            "band_weight": len(devices.band_weights or [0]),
+            "cpu_weight": len(tasks.cpu_weights or [0]),
+            "service": self.services,
+            "split": len(tasks.split_options or [0]),
+        }
+
+    @property
     def levels(self) -> int:
         """Ways to do a task at one place: what there is to choose from, multiplied."""
-        tasks, devices = self.tasks, self.devices
-        factors = (tasks.step_options, devices.power_options_dbm, devices.band_weights, tasks.cpu_weights)
-        return math.prod(len(values) for values in factors if values) * self.services
+        return math.prod(self.factors.values())
 
     @property
     def counts_more_than_latency(self) -> bool:
         """Whether options differ in what the reward counts beside latency and deadline."""
         reward = self.reward
-        return self.levels > 1 or reward.quality > 0 or reward.price > 0 or reward.energy > 0
+        manners = self.levels // self.factors["split"]
+        return manners > 1 or reward.quality > 0 or reward.price > 0 or reward.energy > 0
 
     @property
     def capacity(self) -> float:

@@ -1,14 +1,14 @@
 """What a task takes and costs: latency parts, energy, and the weighted cost behind the reward."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gmel.physics import energy
 from gmel.physics.queueing import Served
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Account, Uploads
 
-__all__ = ["accounts", "costs", "device_energy_j", "other_costs_s"]
+__all__ = ["accounts", "costs", "device_energy_j", "other_costs_s", "parts_energy_j"]
 
 
 def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Served) -> Account:
@@ -41,7 +41,47 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
         run_s=run_s,
         switch_s=switch_s,
     )
+    if rows.parts is not None:
+        each = rows.parts
+        at_server = parts_energy_j(
+            plant,
+            present=each.present,
+            server=each.server,
+            start_s=each.upload_start_s,
+            sent_s=each.ready_s if each.sent_s is None else each.sent_s,
+            run_s=each.service_s,
+            switch_s=each.switch_s,
+            latency_s=parts.latency_s - wait_s,
+            tx_power_w=None if rows.tx_power_w is None else rows.tx_power_w[:, None],
+        )
     return parts._replace(energy_j=jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server))
+
+
+def parts_energy_j(
+    plant: Plant,
+    *,
+    present: Bool[Array, "*rows parts"],
+    server: Int[Array, "*rows parts"],
+    start_s: Float[Array, "*rows parts"],
+    sent_s: Float[Array, "*rows parts"],
+    run_s: Float[Array, "*rows parts"],
+    switch_s: Float[Array, "*rows parts"],
+    latency_s: Float[Array, "*rows"],
+    tx_power_w: Float[Array, "..."] | None,
+) -> Float[Array, "*rows"]:
+    """Equation (12) of a task in parts: each is sent and served at the full power; the device idles when it is not
+    sending any, from the first to the last bit of them all."""
+    power_w = plant.device_tx_power_w if tx_power_w is None else tx_power_w
+    each = (
+        energy.power_energy_j(power_w, jnp.maximum(sent_s - start_s, 0.0))
+        + energy.power_energy_j(plant.server_power_w[server], run_s)
+        + energy.switch_energy_j(plant.server_switch_power_w[server], switch_s)
+    )
+    first_s = jnp.min(jnp.where(present, start_s, jnp.inf), axis=-1)
+    last_s = jnp.max(jnp.where(present, sent_s, -jnp.inf), axis=-1)
+    sending_s = jnp.where(jnp.any(present, axis=-1), last_s - first_s, 0.0)
+    idle = energy.idle_energy_j(plant.device_idle_power_w, latency_s, jnp.maximum(sending_s, 0.0))
+    return jnp.sum(jnp.where(present, each, 0.0), axis=-1) + idle
 
 
 def device_energy_j(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], account: Account) -> Float[Array, "rows"]:
@@ -78,8 +118,11 @@ def costs(
         total = total + weights.loss * jnp.where(served.dropped, left, 0.0)
     if weights.price:
         # What a server asks for a second of its work.
-        per_s = plant.server_price[rows.server] * plant.server_speed[rows.server]
-        total = total + weights.price * jnp.where(local | served.dropped, 0.0, per_s * rows.service_s)
+        tasks = rows if rows.parts is None else rows.parts
+        paid = plant.server_price[tasks.server] * plant.server_speed[tasks.server] * tasks.service_s
+        if rows.parts is not None:
+            paid = jnp.sum(jnp.where(rows.parts.present, paid, 0.0), axis=-1)
+        total = total + weights.price * jnp.where(local | served.dropped, 0.0, paid)
     return total
 
 

@@ -68,15 +68,18 @@ def nothing_sent(ages: int, requests: int, servers: int, dtype: jnp.dtype) -> Se
     return Sent(empty, empty + servers, jnp.zeros((ages, requests), dtype))
 
 
-def remember(plant: Plant, before: Sent, requests: Requests, rows: Uploads, local: Bool[Array, "requests"]) -> Sent:
-    """What was sent in this slot, in front of what was sent before. A device knows the nominal work, not the noise."""
+def remember(
+    plant: Plant, before: Sent, noise: Float[Array, "rows"], rows: Uploads, local: Bool[Array, "rows"]
+) -> Sent:
+    """What was sent in this slot, in front of what was sent before: tasks, or their parts. A device knows the nominal
+    work, not the noise."""
     if not before.device.shape[0]:
         return before
     sent = rows.present & ~local
     now = Sent(
         rows.device,
         jnp.where(sent, rows.server, plant.switches.servers),
-        jnp.where(sent, rows.service_s / requests.noise, 0.0),
+        jnp.where(sent, rows.service_s / noise, 0.0),
     )
     return Sent(*(jnp.concatenate([new[None], old[:-1]]) for new, old in zip(now, before, strict=True)))
 

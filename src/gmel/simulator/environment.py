@@ -19,7 +19,8 @@ from gmel.simulator.failures import next_speed
 from gmel.simulator.gangs import gang_of, no_gangs
 from gmel.simulator.levels import manner, split_action
 from gmel.simulator.motion import first_scene, next_scene
-from gmel.simulator.observation import observe
+from gmel.simulator.observation import observe, split_of
+from gmel.simulator.parts import parts_on_their_way, send_parts
 from gmel.simulator.plant import Plant, build_plant
 from gmel.simulator.sending import send
 from gmel.simulator.service import serve
@@ -38,7 +39,7 @@ from gmel.simulator.state import (
     Uploads,
 )
 from gmel.simulator.traffic import TraceArrays, next_requests
-from gmel.simulator.uploads import interrupt, keep, no_uploads
+from gmel.simulator.uploads import each_part, for_each_part, interrupt, keep, no_uploads
 
 __all__ = ["Afterstate", "Counterfactual", "Environment", "Projection", "seeds"]
 
@@ -171,7 +172,7 @@ class Environment(eqx.Module):
             servers=servers,
             uploads=no_uploads(sizes.uploads, free_s.dtype, sizes),
             broadcasts=first_broadcasts(self.plant, servers, ages[0]),
-            sent=nothing_sent(ages[0] - 2, sizes.requests, sizes.servers, free_s.dtype),
+            sent=nothing_sent(ages[0] - 2, sizes.requests * sizes.parts, sizes.servers, free_s.dtype),
             lost=jnp.zeros((), jnp.int32),
             speed=jnp.ones(sizes.servers, free_s.dtype) if sizes.failures is not None else None,
             arrivals=arrivals,
@@ -324,7 +325,12 @@ class Environment(eqx.Module):
         local = requests.present & (place == 0)
         remote = requests.present & (place > 0)
         server = jnp.clip(place - 1, 0, sizes.servers - 1)
-        way = send(plant, state, remote, server, how)
+        split = split_of(plant, state, place, level) if sizes.parts > 1 else None
+        if split is None:
+            every = way = send(plant, state, remote, server, how)
+        else:
+            every = send_parts(plant, state, remote, split, how)
+            way = jax.tree.map(lambda field: field[:: sizes.parts], every)
         zero = jnp.zeros_like(way.ready_s)
         work = how.work * requests.noise
         speed = plant.server_speed[server]
@@ -362,6 +368,8 @@ class Environment(eqx.Module):
             band_weight=how.band_weight,
             cpu_weight=how.cpu_weight,
         )
+        if split is not None:
+            rows = rows._replace(parts=parts_on_their_way(plant, split, every, local, rows.service_s, work))
         if state.uploads.shared is not None:
             rows = rows._replace(shared=SharedTask(rows.service_s, jnp.zeros_like(local), zero, zero))
         merged = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), state.uploads, rows)
@@ -394,6 +402,8 @@ class Environment(eqx.Module):
         # First in, first out, a task that has reached its queue is out of the reach of later ones; where servers share
         # their time it is not until it ends.
         settled_s = merged.ready_s if merged.shared is None else served.end_s
+        if merged.parts is not None:
+            settled_s = jnp.max(jnp.where(merged.parts.present, merged.parts.ready_s, -jnp.inf), axis=1)
         return _Decided(
             uploads=merged._replace(latency_s=latency_s, cost=cost),
             local=is_local,
@@ -413,10 +423,11 @@ class Environment(eqx.Module):
 
     def _afterstate(self, decided: _Decided) -> Afterstate:
         """What the servers are left with when the slot ends."""
-        plant, uploads = self.plant, decided.uploads
+        plant, uploads = self.plant, each_part(decided.uploads)
+        local = for_each_part(decided.local, decided.uploads)
         left_s = jnp.maximum(decided.servers.free_s - plant.slot_s, 0.0)
         there = jnp.isfinite(left_s)
-        coming = uploads.present & ~decided.local & (uploads.ready_s >= plant.slot_s)
+        coming = uploads.present & ~local & (uploads.ready_s >= plant.slot_s)
         at_server = coming[:, None] & (uploads.server[:, None] == jnp.arange(plant.switches.servers)[None, :])
         return Afterstate(
             wait_s=jnp.sum(jnp.where(there, left_s, 0.0), axis=1) / jnp.sum(there, axis=1),
@@ -449,7 +460,8 @@ class Environment(eqx.Module):
         """What the devices remember of this slot and those before."""
         first = self.plant.switches.uploads
         rows = jax.tree.map(lambda field: field[first:], decided.uploads)
-        return remember(self.plant, state.sent, state.requests, rows, decided.local[first:])
+        noise, local = (for_each_part(field, rows) for field in (state.requests.noise, decided.local[first:]))
+        return remember(self.plant, state.sent, noise, each_part(rows), local)
 
     def _outcome(self, state: State, decided: _Decided, final: Bool[Array, "rows"]) -> Outcome:
         rows, served = decided.uploads, decided.served
@@ -475,6 +487,7 @@ class Environment(eqx.Module):
             )
             + jnp.sum(state.device_backlog_s),
             quality=rows.quality,
+            parts=None if rows.parts is None else jnp.sum(rows.parts.present, axis=1, dtype=jnp.int32),
         )
 
     def _first_residents(self) -> Bool[Array, "servers models"]:

@@ -1,5 +1,5 @@
 """How a task is done at its place: with how many denoising steps, at which transmit power, with what share, by which
-service.
+service, in how many parts.
 
 An action is one number, place + (1 + servers) x level. A level is a number of mixed radix: its digits are the numbers
 of what is chosen of each factor (`Switches.factors`), the first factor is the fastest digit. Where nothing can be
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from gmel.simulator.plant import Plant, Switches
 from gmel.simulator.state import Requests
 
-__all__ = ["Manner", "digits", "manner", "quality_of", "split_action"]
+__all__ = ["Manner", "digits", "manner", "parts_of_level", "quality_of", "split_action"]
 
 _Number = Int[Array, "requests"] | int
 
@@ -83,10 +83,16 @@ def manner(plant: Plant, requests: Requests, level: _Number) -> Manner:
 def digits(sizes: Switches, level: _Number) -> dict[str, _Number]:
     """Number of what is chosen of each factor; 0 of one that offers no choice."""
     found: dict[str, _Number] = {}
-    for name, count in sizes.factors.items():
+    for name, count in sizes.factors:
         found[name] = level % count
         level = level // count
     return found
+
+
+def parts_of_level(plant: Plant, level: _Number) -> Int[Array, "..."]:
+    """Over how many servers a task of `level` is split."""
+    sizes = plant.switches
+    return jnp.asarray(sizes.split_options or (1,), jnp.int32)[digits(sizes, level)["split"]]
 
 
 def quality_of(

@@ -2,20 +2,23 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gmel.physics.energy import offload_energy_j, power_energy_j
-from gmel.simulator.account import other_costs_s
+from gmel.physics.splitting import Way
+from gmel.simulator.account import other_costs_s, parts_energy_j
 from gmel.simulator.devices import device_speed, heard_age, sent_unseen_s
 from gmel.simulator.gangs import Wanted, gang_of, gangs_free_s, gangs_warm
-from gmel.simulator.levels import Manner, digits, manner
+from gmel.simulator.levels import Manner, digits, manner, parts_of_level
 from gmel.simulator.links import Reach, backhaul_s, cells, download_time_s, reach, transfer_s, visible
+from gmel.simulator.parts import Split, at_members, split_over, unique_split
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import GangNews, Observation, Requests, State
-from gmel.simulator.uploads import on_their_way
+from gmel.simulator.uploads import on_their_way, under_way
 
-__all__ = ["observe"]
+__all__ = ["observe", "split_of"]
 
 
 class _Queue(NamedTuple):
@@ -70,12 +73,22 @@ def observe(plant: Plant, state: State, fresh: bool = False) -> Observation:
     if sizes.identities is not None:
         columns.append(requests.model.astype(requests.work.dtype))
     task = jnp.stack(columns, axis=-1)
-    levels = [_at_level(plant, seen, level) for level in range(sizes.levels)]
-    options, mask = levels[0]
+    # How a task is split follows from what its device knows, whoever looks.
+    known = _look(plant, state, False) if fresh and sizes.parts > 1 else seen
+    levels = [_at_level(plant, seen, known, level) for level in range(sizes.levels)]
+    options, mask, parts_s = levels[0]
     if sizes.levels > 1:
-        options = jnp.concatenate([places for places, _ in levels], axis=1)
-        mask = jnp.concatenate([allowed for _, allowed in levels], axis=1)
-    return Observation(requests.present, requests.device, task, options, mask)
+        options, mask, parts_s = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *levels)
+    return Observation(requests.present, requests.device, task, options, mask, parts_s)
+
+
+def split_of(plant: Plant, state: State, place: Int[Array, "requests"], level: Int[Array, "requests"]) -> Split:
+    """How each request is split if its device chooses this: by what it knows at the slot start."""
+    seen = _look(plant, state, fresh=False)
+    way = _way(plant, seen, manner(plant, state.requests, level))
+    server = jnp.clip(place - 1, 0, plant.switches.servers - 1)
+    parts = jnp.where(place > 0, parts_of_level(plant, level), 1)
+    return split_over(way, seen.usable, server, parts, plant.switches.parts)
 
 
 def _look(plant: Plant, state: State, fresh: bool) -> _Seen:
@@ -176,7 +189,7 @@ def _queues(
         assert said.gangs is not None  # with gangs
         news, older = (_Queue(gangs_free_s(_of_age(said.gangs, a), gang), None) for a in (age, age + 1))
     if fresh:
-        tasks = state.uploads
+        tasks = under_way(state.uploads)
         coming = on_their_way(tasks)[:, None] & (tasks.server[:, None] == jnp.arange(plant.switches.servers))
         work_s = jnp.sum(jnp.where(coming, tasks.service_s[:, None], 0.0), axis=0)
         weight = news.weight
@@ -187,45 +200,58 @@ def _queues(
     return news, older
 
 
+class _Expected(NamedTuple):
+    """What is expected of each server in one manner, if it is chosen."""
+
+    upload_s: Float[Array, "requests servers"]
+    service_s: Float[Array, "requests servers"]
+    download_s: Float[Array, "requests servers"]
+    wait_s: Float[Array, "*requests servers"]
+    previous_s: Float[Array, "*requests servers"]
+    """As heard before."""
+    energy_j: Float[Array, "requests servers"] | None
+    paid: Float[Array, "requests servers"] | None
+    """Only where the scenario counts more than latency."""
+    usable: Bool[Array, "requests servers"]
+    parts_s: Float[Array, "requests places servers"] | None
+    """Service time of the parts at each server, by the server that was chosen; only where tasks can be split."""
+
+
 def _at_level(
-    plant: Plant, seen: _Seen, level: int
-) -> tuple[Float[Array, "requests places features"], Bool[Array, "requests places"]]:
-    """The places, with the tasks done in one manner, and which of them may be chosen."""
-    requests, way, sizes = seen.requests, seen.way, plant.switches
+    plant: Plant, seen: _Seen, known: _Seen, level: int
+) -> tuple[
+    Float[Array, "requests places features"],
+    Bool[Array, "requests places"],
+    Float[Array, "requests places servers"] | None,
+]:
+    """The places, with the tasks done in one manner, which of them may be chosen, and what each puts on the servers.
+
+    `known` is what the device itself has seen: by that it splits its task.
+    """
+    requests, sizes = seen.requests, plant.switches
     how = manner(plant, requests, level)
-    snr = way.snr if how.power_ratio is None else way.snr * how.power_ratio[:, None]
-    if sizes.radio.interference:
-        snr = snr / (1.0 + seen.interference)
-    users = seen.users
-    if how.band_weight is not None:
-        users = 1.0 + users / how.band_weight[:, None]
-    sending_s = transfer_s(plant, requests.size_bit[:, None], snr, way.fade, users, "uplink", way.rate_bps)
-    upload_s = way.outage_s + sending_s
-    if seen.radio_backlog_s is not None:
-        upload_s = upload_s + seen.radio_backlog_s[:, None]
-    if seen.cell is not None:
-        upload_s = upload_s + backhaul_s(plant, seen.cell, jnp.arange(sizes.servers), requests.size_bit[:, None])
-    service_s, own_service_s = _service_s(plant, seen, how), how.work / seen.speed
-    wait_s, previous_s = (_held_up_s(plant, queue, how, service_s + seen.switch_s, upload_s) for queue in seen.queues)
-    zero, one = jnp.zeros_like(service_s), jnp.ones_like(requests.work)
+    parts = sizes.split_options[int(digits(sizes, level)["split"])] if sizes.split_options else 1
+    there = _whole(plant, seen, how) if parts == 1 else _in_parts(plant, seen, known, how, parts)
+    own_service_s = how.work / seen.speed
+    zero, one = jnp.zeros_like(there.service_s), jnp.ones_like(requests.work)
     none = 0.0 * one
     at_server = [
         zero,
         jnp.broadcast_to(plant.server_speed, zero.shape),
         jnp.broadcast_to(plant.server_gpus, zero.shape),
-        upload_s,
-        jnp.broadcast_to(wait_s, zero.shape),
+        there.upload_s,
+        jnp.broadcast_to(there.wait_s, zero.shape),
         zero + seen.age * plant.slot_s,
         seen.switch_s,
-        service_s,
-        seen.download_s,
-        jnp.broadcast_to(previous_s, zero.shape),
+        there.service_s,
+        there.download_s,
+        jnp.broadcast_to(there.previous_s, zero.shape),
         seen.own_s,
     ]
     backlog_s = seen.backlog_s
     itself = [one, seen.speed, one, none, backlog_s, none, none, own_service_s, none, backlog_s, none]
     if sizes.other_costs:
-        other_s = _other_costs_s(plant, seen, how, sending_s, jnp.maximum(upload_s, wait_s))
+        other_s = _other_costs_s(plant, seen, how, there)
         itself.append(other_s[:, 0])
         at_server.append(other_s[:, 1:])
     service = digits(sizes, level)["service"]
@@ -240,10 +266,112 @@ def _at_level(
     places = jnp.concatenate([jnp.stack(itself, axis=-1)[:, None, :], jnp.stack(at_server, axis=-1)], axis=1)
     fits = seen.fits
     if level:
-        # A row without a request has one option, and what is not sent has neither power nor service to choose.
+        # A row without a request has one option, and what is not sent has nothing to choose but its steps.
         fits = fits & requests.present & (level < max(1, len(sizes.step_options)))
-    usable = seen.usable & (service < plant.server_services) if service else seen.usable
-    return places, jnp.concatenate([fits[:, None], usable], axis=1)
+    parts_s = None if there.parts_s is None else jnp.pad(there.parts_s, ((0, 0), (1, 0), (0, 0)))
+    usable = there.usable & (service < plant.server_services) if service else there.usable
+    return places, jnp.concatenate([fits[:, None], usable], axis=1), parts_s
+
+
+def _whole(plant: Plant, seen: _Seen, how: Manner) -> _Expected:
+    """A task at one server."""
+    sending_s = _sending_s(plant, seen, how)
+    upload_s = seen.way.outage_s + sending_s
+    if seen.radio_backlog_s is not None:
+        upload_s = upload_s + seen.radio_backlog_s[:, None]
+    if seen.cell is not None:
+        servers = jnp.arange(plant.switches.servers)
+        upload_s = upload_s + backhaul_s(plant, seen.cell, servers, seen.requests.size_bit[:, None])
+    service_s, energy_j, paid = _service_s(plant, seen, how), None, None
+    wait_s, previous_s = (_held_up_s(plant, queue, how, service_s + seen.switch_s, upload_s) for queue in seen.queues)
+    if plant.switches.other_costs:
+        latency_s = jnp.maximum(upload_s, wait_s) + seen.switch_s + service_s + seen.download_s
+        energy_j = offload_energy_j(
+            tx_power_w=plant.device_tx_power_w if how.tx_power_w is None else how.tx_power_w[:, None],
+            idle_power_w=plant.device_idle_power_w,
+            server_power_w=plant.server_power_w,
+            switch_power_w=plant.server_switch_power_w,
+            upload_s=sending_s,
+            latency_s=latency_s,
+            run_s=service_s,
+            switch_s=seen.switch_s,
+        )
+        paid = plant.server_price * plant.server_speed * service_s
+    parts_s = None
+    if plant.switches.parts > 1:
+        parts_s = service_s[:, :, None] * jnp.eye(plant.switches.servers)
+    return _Expected(upload_s, service_s, seen.download_s, wait_s, previous_s, energy_j, paid, seen.usable, parts_s)
+
+
+def _in_parts(plant: Plant, seen: _Seen, known: _Seen, how: Manner, parts: int) -> _Expected:
+    """A task over `parts` servers: each place with its own part, and with the end of the part that ends last.
+
+    The time from the end of its own part to that counts as download, so that the parts of the latency add up.
+    """
+    sizes = plant.switches
+    by_device = _way(plant, known, how)
+    places = jnp.broadcast_to(jnp.arange(sizes.servers), known.usable.shape)
+    counts = [count for count in sizes.split_options if count <= parts]
+    *over_fewer, split = (split_over(by_device, known.usable, places, count, count) for count in counts)
+    way = _way(plant, seen, how)
+    member, share = split.server, split.share
+    active, own = share > 0, share[..., 0]
+    end_s = Way(*(at_members(field, member) for field in way)).end_s(share)
+    last_s = jnp.max(jnp.where(active, end_s, -jnp.inf), axis=-1)
+    whole_s = _service_s(plant, seen, how)
+    service_s = own * whole_s
+    download_s = way.after_s - seen.switch_s + own * (way.serve_s - whole_s)
+    upload_s = way.before_s + own * way.send_s
+    own_end_s = jnp.maximum(upload_s, way.wait_s) + seen.switch_s + service_s + download_s
+    download_s = download_s + jnp.maximum(last_s - own_end_s, 0.0)
+    run_s = share * at_members(whole_s, member)
+    energy_j, paid = None, None
+    if sizes.other_costs:
+        start_s = at_members(seen.way.outage_s, member)
+        energy_j = parts_energy_j(
+            plant,
+            present=active,
+            server=member,
+            start_s=start_s,
+            sent_s=start_s + share * at_members(_sending_s(plant, seen, how), member),
+            run_s=run_s,
+            switch_s=at_members(seen.switch_s, member),
+            latency_s=last_s,
+            tx_power_w=None if how.tx_power_w is None else how.tx_power_w[:, None, None],
+        )
+        paid = jnp.sum(at_members(plant.server_price * plant.server_speed, member) * run_s, axis=-1)
+    unique = unique_split(split, over_fewer, sizes.servers)
+    parts_s = jnp.sum(run_s[..., None] * (member[..., None] == places[0]), axis=2)
+    wait_s, previous_s = (queue.wait_s for queue in seen.queues)
+    return _Expected(upload_s, service_s, download_s, wait_s, previous_s, energy_j, paid, seen.usable & unique, parts_s)
+
+
+def _way(plant: Plant, seen: _Seen, how: Manner) -> Way:
+    """What a task meets at each server, split into what its size matters to and what not."""
+    service_s = _service_s(plant, seen, how)
+    zero = jnp.zeros_like(service_s)
+    before_s, send_s = seen.way.outage_s, _sending_s(plant, seen, how)
+    after_s, back_s = seen.switch_s, seen.download_s
+    if seen.cell is not None:
+        servers = jnp.arange(plant.switches.servers)
+        fixed_s = backhaul_s(plant, seen.cell, servers, zero)
+        before_s = before_s + fixed_s
+        send_s = send_s + (backhaul_s(plant, seen.cell, servers, seen.requests.size_bit[:, None]) - fixed_s)
+        if plant.switches.radio.download:
+            after_s, back_s = after_s + fixed_s, back_s - fixed_s
+    return Way(before_s, send_s, jnp.broadcast_to(seen.queues[0].wait_s, zero.shape), service_s + back_s, after_s)
+
+
+def _sending_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests servers"]:
+    way = seen.way
+    snr = way.snr if how.power_ratio is None else way.snr * how.power_ratio[:, None]
+    if plant.switches.radio.interference:
+        snr = snr / (1.0 + seen.interference)
+    users = seen.users
+    if how.band_weight is not None:
+        users = 1.0 + users / how.band_weight[:, None]
+    size_bit = seen.requests.size_bit[:, None]
+    return transfer_s(plant, size_bit, snr, way.fade, users, "uplink", way.rate_bps)
 
 
 def _held_up_s(
@@ -272,34 +400,17 @@ def _service_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests
     return service_s if seen.gang is None else service_s / seen.gang.speedup[:, None]
 
 
-def _other_costs_s(
-    plant: Plant,
-    seen: _Seen,
-    how: Manner,
-    sending_s: Float[Array, "requests servers"],
-    start_s: Float[Array, "requests servers"],
-) -> Float[Array, "requests places"]:
+def _other_costs_s(plant: Plant, seen: _Seen, how: Manner, there: _Expected) -> Float[Array, "requests places"]:
     """What each place costs beside the expected latency."""
-    service_s = _service_s(plant, seen, how)
-    latency_s = start_s + seen.switch_s + service_s + seen.download_s
-    energy_j = offload_energy_j(
-        tx_power_w=plant.device_tx_power_w if how.tx_power_w is None else how.tx_power_w[:, None],
-        idle_power_w=plant.device_idle_power_w,
-        server_power_w=plant.server_power_w,
-        switch_power_w=plant.server_switch_power_w,
-        upload_s=sending_s,
-        latency_s=latency_s,
-        run_s=service_s,
-        switch_s=seen.switch_s,
-    )
+    assert there.paid is not None  # with this switch
+    assert there.energy_j is not None
     own_energy_j = power_energy_j(plant.device_power_w, how.work / seen.speed)
-    paid = plant.server_price * plant.server_speed * service_s
     return other_costs_s(
         plant,
         seen.requests.deadline_s,
         how.quality if plant.switches.identities is None else None,
-        jnp.concatenate([jnp.zeros_like(paid[:, :1]), paid], axis=1),
-        jnp.concatenate([own_energy_j[:, None], energy_j], axis=1),
+        jnp.concatenate([jnp.zeros_like(there.paid[:, :1]), there.paid], axis=1),
+        jnp.concatenate([own_energy_j[:, None], there.energy_j], axis=1),
     )
 
 

@@ -69,12 +69,15 @@ class Switches:
     quality: bool
     step_options: tuple[float, ...]
     power_options_dbm: tuple[float, ...]
+    factors: tuple[tuple[str, int], ...]
+    """How many there are of each thing that can be chosen with the place (`Scenario.factors`)."""
     services: int
     """Most services that a server offers."""
     band_weights: tuple[float, ...]
     cpu_weights: tuple[float, ...]
     share_passes: int
     """Passes of the water-filling among tasks of unlike weight (`physics/sharing.py`)."""
+    split_options: tuple[int, ...]
     least_quality: float
     other_costs: bool
     """Whether options differ in what the reward counts beside latency and deadline."""
@@ -92,26 +95,19 @@ class Switches:
     reward: Reward
 
     @property
-    def factors(self) -> dict[str, int]:
-        """How many there are of each thing that can be chosen with the place, the fastest digit of a level first (see
-        `gmel.simulator.levels`)."""
-        return {
-            "steps": max(1, len(self.step_options)),
-            "power_dbm": max(1, len(self.power_options_dbm)),
-            "band_weight": max(1, len(self.band_weights)),
-            "cpu_weight": max(1, len(self.cpu_weights)),
-            "service": self.services,
-        }
-
-    @property
     def levels(self) -> int:
         """Ways to do a task at one place (see `gmel.simulator.levels`)."""
-        return math.prod(self.factors.values())
+        return math.prod(count for _, count in self.factors)
 
     @property
     def share_weights(self) -> tuple[str, ...]:
         """The weights that options differ in, in the order of `gmel.simulator.state.SHARE_WEIGHTS`."""
         return chosen_weights(self.band_weights, self.cpu_weights)
+
+    @property
+    def parts(self) -> int:
+        """Most servers that work on one task."""
+        return max(self.split_options, default=1)
 
 
 class Catalogue(eqx.Module):
@@ -246,11 +242,13 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         quality=scenario.has_quality,
         step_options=tuple(tasks.step_options or ()),
         power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
+        factors=tuple(scenario.factors.items()),
         services=scenario.services,
         band_weights=tuple(scenario.devices.band_weights or ()),
         cpu_weights=cpu_weights,
         # A pass that is not the last gives a GPU of its own to all tasks of one more weight; less than all GPUs go.
         share_passes=min(len(set(cpu_weights)), max(server.gpus for server in scenario.servers)),
+        split_options=tuple(tasks.split_options or ()),
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
         identities=identities_of(scenario),

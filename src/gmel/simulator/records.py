@@ -23,7 +23,8 @@ class Records:
     """Tasks whose fate is known, in order of decision; every field has one entry per task.
 
     Times are seconds since the start of the episode (float64). `option` 0 is the device itself, j server j - 1. The six
-    parts add up to `latency_s`, which counts from generation; a dropped task counts its deadline.
+    parts of the latency add up to `latency_s`, which counts from generation; a dropped task counts its deadline. Times
+    of a task that was split are those of the part that ended last.
     """
 
     generated_s: Floats
@@ -47,6 +48,8 @@ class Records:
     energy_j: Floats
     quality: Floats
     """Of the result; not a number where it is not modelled."""
+    parts: Integers | None = None
+    """Over how many servers the task was split; None where tasks cannot be."""
 
     def __len__(self) -> int:
         return len(self.generated_s)
@@ -69,13 +72,17 @@ class Records:
 
     def where(self, chosen: NDArray[np.bool_]) -> "Records":
         """The chosen tasks."""
-        return Records(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+        return Records(**{name: column[chosen] for name, column in self._columns().items()})
 
     def table(self, more: Mapping[str, NDArray[np.generic]] | None = None) -> Any:
         """As an Arrow table with the derived columns, for Parquet files."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        columns = self._columns()
         columns |= {"latency_s": self.latency_s, "status": self.status, **(more or {})}
         return pa.table(columns)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 def task_records(outcome: Outcome, slot_s: float) -> Records:
@@ -117,4 +124,5 @@ def task_records(outcome: Outcome, slot_s: float) -> Records:
         download_s=number(account.download_s),
         energy_j=number(account.energy_j),
         quality=number(np.full(final.shape, np.nan) if outcome.quality is None else outcome.quality),
+        parts=None if outcome.parts is None else integer(outcome.parts),
     )

@@ -10,7 +10,7 @@ from gmel.simulator.levels import Manner
 from gmel.simulator.links import backhaul_s, cells, download_time_s, interference, reach_over, transfer_s
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import State
-from gmel.simulator.uploads import in_cells, uploading
+from gmel.simulator.uploads import in_cells, under_way, uploading
 
 __all__ = ["Sending", "send"]
 
@@ -69,7 +69,7 @@ def send(
 
 def interference_in_flight(plant: Plant, state: State) -> Float[Array, "servers"]:
     """What each cell hears of the uploads in flight to others, over its noise."""
-    tasks = state.uploads
+    tasks = under_way(state.uploads)
     cell = tasks.server if tasks.cell is None else tasks.cell
     ratio = None if tasks.tx_power_w is None else tasks.tx_power_w / plant.device_tx_power_w
     return interference(state.links, tasks.device, cell, uploading(tasks), ratio)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -13,6 +14,7 @@ from gmel.physics.sharing import SharedServers, Sharing, share
 from gmel.simulator.plant import Plant
 from gmel.simulator.presence import stays_at
 from gmel.simulator.state import Gangs, SharedTask, State, Uploads
+from gmel.simulator.uploads import each_part, for_each_part
 
 __all__ = ["Service", "serve"]
 
@@ -40,6 +42,8 @@ def serve(
             return _host(plant, state, tasks, offloaded)
         case "gang":
             return _gangs(plant, state, tasks, offloaded, latest_start_s)
+        case _ if tasks.parts is not None:
+            return _parts(plant, state, tasks, offloaded)
         case _ if tasks.shared is None:
             return _first_in_first_out(plant, state, tasks, offloaded, latest_start_s)
         case _:
@@ -66,6 +70,37 @@ def _first_in_first_out(
     memory_gb = plant.catalogue.memory_gb[: sizes.models]
     served, servers = fifo_many_gpus(state.servers, queued, plant.slot_s, memory_gb, plant.server_memory_gb, stays)
     return Service(served, servers, tasks, None)
+
+
+def _parts(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Service:
+    """The parts of the tasks, first in, first out; a task is done when its last part is."""
+    parts = tasks.parts
+    assert parts is not None  # where tasks are split
+    shape = parts.present.shape
+    flat = each_part(tasks)
+    # What reached its queue before this slot is in the state of the servers, and its times are final.
+    queued = flat.present & for_each_part(offloaded, tasks) & (flat.ready_s >= 0)
+    service = _first_in_first_out(plant, state, flat, queued, jnp.full_like(flat.ready_s, jnp.inf))
+    new = queued.reshape(shape)
+    start_s, switch_s, end_s, _ = (field.reshape(shape) for field in service.served)
+    parts = parts._replace(
+        start_s=jnp.where(new, start_s, parts.start_s),
+        switch_s=jnp.where(new, switch_s, parts.switch_s),
+        end_s=jnp.where(new, end_s, parts.end_s),
+    )
+    last = jnp.argmax(jnp.where(parts.present, parts.end_s + parts.download_s, -jnp.inf), axis=1)[:, None]
+    final = jax.tree.map(lambda field: jnp.take_along_axis(field, last, axis=1)[:, 0], parts)
+    tasks = tasks._replace(
+        upload_start_s=final.upload_start_s,
+        ready_s=final.ready_s,
+        service_s=final.service_s,
+        download_s=final.download_s,
+        cell=final.cell,
+        sent_s=final.sent_s,
+        parts=parts,
+    )
+    served = Served(final.start_s, final.switch_s, final.end_s, jnp.zeros_like(offloaded))
+    return Service(served, service.servers, tasks, None)
 
 
 def _share(

@@ -26,6 +26,7 @@ __all__ = [
     "Motion",
     "Observation",
     "Outcome",
+    "Parts",
     "Requests",
     "Reward",
     "Sent",
@@ -123,9 +124,9 @@ def share_weights(observation: "Observation", count: int) -> Float[Array, "*batc
 class Observation(NamedTuple):
     """What the devices with a request know when they decide: one row per request, one option per place to run.
 
-    Option 0 is the device itself, option j the server j - 1. Where steps, power, shares or a service can be chosen too,
-    the places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not `present` are
-    padding; their mask allows option 0 alone.
+    Option 0 is the device itself, option j the server j - 1. Where steps, power, shares, a service or a number of parts
+    can be chosen too, the places are repeated, one level after the other (`gmel.simulator.levels`). Rows that are not
+    `present` are padding; their mask allows option 0 alone.
     """
 
     present: Bool[Array, "*batch requests"]
@@ -133,6 +134,8 @@ class Observation(NamedTuple):
     task: Float[Array, "*batch requests task_features"]
     options: Float[Array, "*batch requests options option_features"]
     mask: Bool[Array, "*batch requests options"]
+    parts_s: Float[Array, "*batch requests options servers"] | None = None
+    """Service time that each option puts on each server; only where tasks can be split."""
 
 
 class Requests(NamedTuple):
@@ -184,6 +187,25 @@ class SharedTask(NamedTuple):
     switch_s: Float[Array, "uploads"]
 
 
+class Parts(NamedTuple):
+    """The parts of tasks that are split over servers; times as in :class:`Uploads`.
+
+    What a server began on is told by `start_s`, `switch_s` and `end_s`; of a part still on its way they are projected.
+    """
+
+    present: Bool[Array, "uploads parts"]
+    server: Int[Array, "uploads parts"]
+    upload_start_s: Float[Array, "uploads parts"]
+    ready_s: Float[Array, "uploads parts"]
+    service_s: Float[Array, "uploads parts"]
+    download_s: Float[Array, "uploads parts"]
+    start_s: Float[Array, "uploads parts"]
+    switch_s: Float[Array, "uploads parts"]
+    end_s: Float[Array, "uploads parts"]
+    cell: Int[Array, "uploads parts"] | None = None
+    sent_s: Float[Array, "uploads parts"] | None = None
+
+
 class Uploads(NamedTuple):
     """Tasks on their way to a server; where servers share their time, until they end.
 
@@ -225,6 +247,9 @@ class Uploads(NamedTuple):
     """Weight of the upload in its cell, where it can be chosen."""
     cpu_weight: Float[Array, "uploads"] | None = None
     """Weight of the task at its server, likewise."""
+    parts: Parts | None = None
+    """Where tasks can be split. Its own `server` is then the one that was chosen, its times are those of the part that
+    ends last."""
 
 
 class Broadcasts(NamedTuple):
@@ -393,3 +418,5 @@ class Outcome(NamedTuple):
     quality: Float[Array, "rows"] | None = None
     cache: CacheLoads | None = None
     """Only where it is chosen which models servers hold."""
+    parts: Int[Array, "rows"] | None = None
+    """Over how many servers the task is split; only where it can be."""

@@ -5,13 +5,23 @@ Where servers share their time it holds the tasks until they end (see `physics/s
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gmel.scenario.schema import Failures
 from gmel.simulator.plant import Switches
-from gmel.simulator.state import SharedTask, Uploads
+from gmel.simulator.state import Parts, SharedTask, Uploads
 
-__all__ = ["in_cells", "interrupt", "keep", "no_uploads", "on_their_way", "uploading"]
+__all__ = [
+    "each_part",
+    "for_each_part",
+    "in_cells",
+    "interrupt",
+    "keep",
+    "no_uploads",
+    "on_their_way",
+    "under_way",
+    "uploading",
+]
 
 
 def no_uploads(count: int, dtype: jnp.dtype, sizes: Switches) -> Uploads:
@@ -43,7 +53,58 @@ def no_uploads(count: int, dtype: jnp.dtype, sizes: Switches) -> Uploads:
         gpus=index if sizes.discipline == "gang" else None,
         band_weight=number if sizes.band_weights else None,
         cpu_weight=number if sizes.cpu_weights else None,
+        parts=_no_parts(count, dtype, sizes) if sizes.parts > 1 else None,
     )
+
+
+def _no_parts(count: int, dtype: jnp.dtype, sizes: Switches) -> Parts:
+    number, index = jnp.zeros((count, sizes.parts), dtype), jnp.zeros((count, sizes.parts), jnp.int32)
+    return Parts(
+        present=index > 0,
+        server=index,
+        upload_start_s=number,
+        ready_s=number,
+        service_s=number,
+        download_s=number,
+        start_s=number,
+        switch_s=number,
+        end_s=number,
+        cell=index if sizes.routed else None,
+        sent_s=number if sizes.routed else None,
+    )
+
+
+def each_part(tasks: Uploads) -> Uploads:
+    """The parts of all tasks as tasks of their own, those of one task next to each other. Whole tasks stay as they
+    are."""
+    parts = tasks.parts
+    if parts is None:
+        return tasks
+    rows = jax.tree.map(lambda field: for_each_part(field, tasks), tasks._replace(parts=None))
+    flat = jax.tree.map(lambda field: field.reshape(-1), parts)
+    return rows._replace(
+        present=rows.present & flat.present,
+        server=flat.server,
+        upload_start_s=flat.upload_start_s,
+        ready_s=flat.ready_s,
+        service_s=flat.service_s,
+        download_s=flat.download_s,
+        cell=flat.cell,
+        sent_s=flat.sent_s,
+    )
+
+
+def for_each_part(field: Shaped[Array, "tasks"], tasks: Uploads) -> Shaped[Array, "rows"]:
+    """What is so of a task, for each of its parts, in the order of :func:`each_part`."""
+    return field if tasks.parts is None else jnp.repeat(field, tasks.parts.present.shape[1], axis=0)
+
+
+def under_way(tasks: Uploads) -> Uploads:
+    """The table, with each part of a split task that has not reached its server in place of the task."""
+    if tasks.parts is None:
+        return tasks
+    parts = each_part(tasks)
+    return parts._replace(present=parts.present & (parts.ready_s >= 0))
 
 
 def uploading(tasks: Uploads) -> Bool[Array, "uploads"]:
@@ -59,7 +120,9 @@ def on_their_way(tasks: Uploads) -> Bool[Array, "uploads"]:
 
 
 def in_cells(tasks: Uploads, servers: int) -> Int[Array, "servers"] | Float[Array, "servers"]:
-    """How many tasks use each cell at the slot start; where uploads have weights, the sum of these."""
+    """How many tasks, or parts of them, use each cell at the slot start; where uploads have weights, the sum of
+    these."""
+    tasks = under_way(tasks)
     cell = tasks.server if tasks.cell is None else tasks.cell
     if tasks.band_weight is None:
         return jnp.zeros(servers, jnp.int32).at[cell].add(uploading(tasks).astype(jnp.int32))
@@ -84,9 +147,22 @@ def keep(
     )
     if kept.sent_s is not None:
         kept = kept._replace(sent_s=kept.sent_s - slot_s)
+    if kept.parts is not None:
+        kept = kept._replace(parts=_later(kept.parts, slot_s))
     if kept.shared is not None:
         kept = kept._replace(shared=kept.shared._replace(start_s=kept.shared.start_s - slot_s))
     return kept, jnp.maximum(count[-1] - capacity, 0)
+
+
+def _later(parts: Parts, slot_s: Float[Array, ""]) -> Parts:
+    """The parts, seen from the next slot start."""
+    return parts._replace(
+        upload_start_s=parts.upload_start_s - slot_s,
+        ready_s=parts.ready_s - slot_s,
+        start_s=parts.start_s - slot_s,
+        end_s=parts.end_s - slot_s,
+        sent_s=None if parts.sent_s is None else parts.sent_s - slot_s,
+    )
 
 
 def interrupt(tasks: Uploads, speed: Float[Array, "servers"], failures: Failures | None) -> Uploads:

@@ -102,9 +102,13 @@ def film(simulation: Simulation, slots: int = WINDOW_SLOTS) -> Scene:
     """The window of the first episode of a simulation, decided exactly as it was measured.
 
     Raises:
-        InputError: more devices, servers or tasks than a picture can show.
+        InputError: more devices, servers or tasks than a picture can show, or tasks at several servers.
     """
     scenario, traffic = simulation.scenario, simulation.episodes
+    if scenario.tasks.most_parts > 1:
+        raise InputError(
+            "--render: a picture shows a task at one server, tasks.split_options lets them be split; leave it out"
+        )
     environment, policy = simulation.environments.test, simulation.chosen.policy
     if scenario.devices.count > MAX_DEVICES or len(scenario.servers) > MAX_SERVERS:
         raise InputError(
