@@ -5,8 +5,10 @@ Compiled programs are kept between tests, workers and runs: compilation is most 
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Before JAX is imported. Commands that tests start inherit it, unless they set their own.
@@ -27,3 +29,15 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Drops the compiled programs of a module where a process holds many: each takes a few memory maps, of which Linux
+    allows a process 65,530; beyond them it dies."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        import jax  # noqa: PLC0415 (after the environment above is set)
+
+        jax.clear_caches()

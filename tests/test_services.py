@@ -399,7 +399,7 @@ def test_central_references_know_the_hidden_quality() -> None:
 def test_a_learner_that_knows_places_only_says_so() -> None:
     scenario = hosts(TWO)
     task = make_task(Environment.from_scenario(scenario), scenario)
-    with pytest.raises(InputError, match="choose steps, power or service"):
+    with pytest.raises(InputError, match="choose steps, power, shares, service or parts"):
         make_algorithm("amarl-soft").init(task, jax.random.key(0))
 
 

@@ -153,7 +153,8 @@ def test_on_the_device_there_is_no_share_to_choose() -> None:
     for server in (1, 2, 3):
         assert mask[present][:, server::4].all()
     assert (mask[~present] == (np.arange(environment.options) == 0)).all()
-    weights = np.asarray(share_weights(seen))[present]
+    weights = np.asarray(share_weights(seen, 2))[present]
+    # One more for other costs, two for the weights.
     assert seen.options.shape[-1] == len(OPTION_FEATURES) + 3
     assert (weights[:, ::4] == 1.0).all()
     np.testing.assert_array_equal(weights[0, 1::4], [[b, c] for c in CPU for b in BAND for _ in range(4)])
