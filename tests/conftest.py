@@ -38,6 +38,6 @@ def forget_programs() -> Iterator[None]:
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        import jax  # noqa: PLC0415 (after the environment above is set)
+        import jax
 
         jax.clear_caches()

@@ -11,10 +11,12 @@ import pytest
 from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.evaluate import metrics_of
 from gmel.policies.rules import Greedy
-from gmel.scenario.load import parse_scenario
+from gmel.scenario.errors import InputError
+from gmel.scenario.load import load_scenario, parse_scenario
 from gmel.scenario.schema import Cache, Scenario
-from gmel.simulator.caching import CACHE_POLICIES, within_memory
+from gmel.simulator.caching import CACHE_POLICIES, first_residents, within_memory
 from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.plant import build_plant
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State
 from small_plants import RADIO, plant_text
@@ -387,3 +389,23 @@ def test_a_score_decides_and_popularity_where_it_ties() -> None:
     order = [3, *(model for model in by_popularity() if model != 3)]
     for server, room_gb in enumerate(ROOM_GB):
         assert set(np.flatnonzero(held[server])) == greedily(order, room_gb)
+
+
+def test_a_choice_where_nothing_is_chosen_is_refused() -> None:
+    environment = Environment.from_scenario(load_scenario("factory"))
+    sizes = environment.plant.switches
+    with pytest.raises(InputError, match=r"cache: the scenario loads models on demand"):
+        environment.reset(seeds(1, 1)[0], cache=jnp.zeros((sizes.servers, sizes.models), bool))
+
+
+def test_models_asked_for_alike_are_ranked_by_the_catalogue() -> None:
+    """Ten of a tenth each: sums of tenths in single precision do not decide."""
+    text = plant_text(catalogue=True, switching=True)
+    scenario = parse_scenario(text, "alike")
+    models = [scenario.models[0].model_copy(update={"name": f"m{n}", "popularity": 0.1}) for n in range(10)]
+    plant = build_plant(scenario.model_copy(update={"models": models}))
+    held = np.asarray(first_residents(plant))
+    counts = held.sum(axis=1)
+    assert (counts > 0).all()
+    for row, count in zip(held, counts, strict=True):
+        assert row[:count].all()

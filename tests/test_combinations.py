@@ -165,6 +165,17 @@ IMPOSSIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
         {"tasks.split_options": [1, 4]},
         "tasks.split_options = [1, 4]: there are 3 servers",
     ),
+    "more ways to do a task than can be looked at": (
+        "uniform",
+        {
+            "devices.power_options_dbm": [float(dbm) for dbm in range(8)],
+            "tasks.split_options": [1, 2, 3],
+            "devices.band_weights": [float(weight) for weight in range(1, 9)],
+            "radio.sharing": "equal",
+            "tasks.cpu_weights": [1.0, 2.0],
+        },
+        "384 ways to do a task at a place (power_dbm 8, band_weight 8, cpu_weight 2, split 3), at most 256",
+    ),
     "splits out of order": ("uniform", {"tasks.split_options": [3, 1]}, "tasks: split_options = [3, 1] must rise"),
     "split where servers share their time": (
         "uniform",

@@ -18,6 +18,8 @@ from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario, parse_scenario, to_toml
 from gmel.scenario.schema import Scenario
 from gmel.scenario.trace import write_trace
+from gmel.simulator.adapters.gymnasium import GmelCentralEnv
+from gmel.simulator.adapters.pettingzoo import GmelParallelEnv
 from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import task_records
@@ -258,3 +260,58 @@ def test_a_trace_with_work_of_its_own_leaves_no_steps_to_choose(tmp_path) -> Non
     text = to_toml(load_scenario("factory")).replace("[tasks]\n", "[tasks]\nstep_options = [10.0, 20.0]\n")
     with pytest.raises(InputError, match="has work of its own"):
         build_environments(parse_scenario(text, "steps"), str(path))
+
+
+def test_a_miss_by_quality_is_what_options_cost_too() -> None:
+    """Where a quality must be reached, an option that misses it costs more, though nothing else counts."""
+    text = plant_text(catalogue=True, tasks="least_quality = 0.6", reward="miss = 1.0")
+    assert parse_scenario(with_quality(text), "least").counts_more_than_latency
+    assert not parse_scenario(with_quality(text.replace("least_quality = 0.6", "")), "none").counts_more_than_latency
+
+
+def test_capacity_in_steps_is_that_of_the_steps_chosen() -> None:
+    text = with_quality(to_toml(load_scenario("agod")))
+    drawn = parse_scenario(text, "agod")
+    fewer = drawn.model_copy(update={"tasks": drawn.tasks.model_copy(update={"step_options": [50.0, 100.0]})})
+    mean = sum(drawn.models[0].steps.values) / len(drawn.models[0].steps.values)
+    assert fewer.capacity == pytest.approx(drawn.capacity * mean / 75.0)
+
+
+def test_the_search_for_rules_has_a_scale_on_every_preset() -> None:
+    """Also where work is by the bit or by the square of the steps: the mean work on the mean server."""
+    for name in ("amcoedge", "agod", "hall-20x5"):
+        scenario = load_scenario(name)
+        speeds = [server.speed for server in scenario.servers]
+        found = float(Environment.from_scenario(scenario).plant.mean_service_s)
+        assert found == pytest.approx(scenario.mean_work / (sum(speeds) / len(speeds)), rel=1e-6)
+        assert found > 0
+
+
+def test_pictures_of_agents_show_places_in_whatever_manner() -> None:
+    """Every level of a place counts for it."""
+    scenario = plant()
+    parallel = GmelParallelEnv(scenario, slots=4, render_mode="ansi")
+    parallel.reset(seed=1)
+    places = 1 + len(scenario.servers)
+    parallel.step({agent: 2 + places * (n % len(STEPS)) for n, agent in enumerate(parallel.agents)})
+    lines = str(parallel.render()).splitlines()
+    sent = {line.split()[0]: int(line.split()[2]) for line in lines[1:]}
+    assert len(sent) == places
+    assert sum(sent.values()) == sent["S1"] > 0
+
+
+def test_a_scheduler_sees_the_work_of_the_manner_chosen() -> None:
+    """At every level of a place the seconds that were sent there are those of the options that were taken."""
+    scenario = plant()
+    made = GmelCentralEnv(scenario, slots=20, decide="request")
+    columns, places = made.columns, 1 + len(scenario.servers)
+    seen, _ = made.reset(seed=3)
+    while seen[columns.index("waiting")] < 2:
+        seen, *_ = made.step(0)
+    few = 1
+    took = seen[columns.index(f"option {few} service_s")]
+    seen, *_ = made.step(few)
+    sent = [seen[columns.index(f"option {few + places * level} sent_s")] for level in range(len(STEPS))]
+    assert sent[0] == sent[1] == sent[2] > 0
+    # Both are compressed by the same logarithm, and there is one GPU.
+    assert sent[0] == pytest.approx(took, rel=1e-5)

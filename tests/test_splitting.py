@@ -468,12 +468,10 @@ class TestRewards:
         step = jax.jit(lambda state, action: environment.step(state, action, requests=nobody))
         found: dict[int, float] = {}
         for _ in range(40):
-            number = int(state.slot)
             state, _, outcome = step(state, action)
             final = np.asarray(outcome.final) & (np.asarray(outcome.decided_slot) == 7)
             latency_s = np.asarray(outcome.account.latency_s)
             found |= {int(row): float(latency_s[at]) for at, row in enumerate(np.asarray(outcome.row)) if final[at]}
-            assert number < 60
         assert len(found) > 2
         for row, latency_s in found.items():
             assert float(projected.latency_s[row]) == pytest.approx(latency_s, rel=1e-4)

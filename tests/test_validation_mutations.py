@@ -307,4 +307,6 @@ def test_command_fails_with_1_when_a_check_fails(
 
 
 def test_every_check_has_something_that_it_finds() -> None:
-    assert {target for target, _ in MUTATIONS.values()} == set(CHECKS)
+    # Others may have been registered since: the docs show how.
+    ours = {name for name, entry in CHECKS.items() if entry.function.__module__.startswith("gmel.")}
+    assert {target for target, _ in MUTATIONS.values()} == ours

@@ -36,6 +36,7 @@ from gmel.scenario.files import replace_file
 from gmel.scenario.load import digest
 from gmel.scenario.schema import Scenario
 from gmel.simulator.build import Environments, build_environments
+from gmel.simulator.scale import scale_of
 
 __all__ = [
     "MAX_ROWS",
@@ -145,6 +146,20 @@ def _check_columns(name: str, description: Description, scenario: Scenario) -> N
             f"policy {name}: reads what options cost beside their latency, which scenario {scenario.name!r} does not "
             "observe; choose a plant with reward.quality, reward.price, reward.energy, or levels"
         )
+    scale = scale_of(scenario)
+    if description.share_weights and description.share_weights != scale.share_weights:
+        raise InputError(
+            f"policy {name}: chooses {' and '.join(description.share_weights)}, scenario {scenario.name!r} lets "
+            f"devices choose {' and '.join(scale.share_weights) or 'neither'}; choose a plant with "
+            "devices.band_weights and tasks.cpu_weights as in training"
+        )
+    if description.identities is not None and scale.identities is not None:
+        learned, offered = description.identities[1], scale.identities.services
+        if learned != offered:
+            raise InputError(
+                f"policy {name}: tells {learned} service(s) of a server apart, scenario {scenario.name!r} has "
+                f"{offered}; choose a plant with as many servers.services as in training"
+            )
     if description.identities is not None and scenario.slot.quality_known:
         raise InputError(
             f"policy {name}: tells servers and services apart by number, which scenario {scenario.name!r} does not "

@@ -89,7 +89,7 @@ def tune(
     length = 1 if environment.trace is None else environment.trace.present.shape[0]
     starts = jnp.arange(episodes) * max(1, length // episodes)
     key = jax.random.key(seed)
-    unit_s = _typical_service_s(environment)
+    unit_s = float(environment.plant.mean_service_s)
 
     @eqx.filter_jit
     def latency_s(policy: StatelessPolicy) -> Float[Array, ""]:
@@ -176,25 +176,3 @@ def _mean_latency_s(
 
     latency, count = jax.vmap(episode)(words, starts, jax.random.split(key, words.shape[0]))
     return jnp.sum(latency) / jnp.maximum(jnp.sum(count), 1)
-
-
-def _typical_service_s(environment: Environment) -> float:
-    """Service time of a mean request on the mean server: the scale of the search."""
-    plant = environment.plant
-    if plant.switches.catalogue:
-        catalogue = plant.catalogue
-        share = np.diff(np.asarray(catalogue.model_cdf), prepend=0.0)
-        steps = (np.asarray(catalogue.steps) * np.diff(np.asarray(catalogue.steps_cdf), axis=1, prepend=0.0)).sum(
-            axis=1
-        )
-        images = (np.asarray(catalogue.images) * np.diff(np.asarray(catalogue.images_cdf), axis=1, prepend=0.0)).sum(
-            axis=1
-        )
-        fixed, step = (
-            np.asarray(catalogue.fixed_work),
-            0.5 * np.asarray(catalogue.step_work_low + catalogue.step_work_high),
-        )
-        work = float(np.sum(share * images * (fixed + steps * step)))
-    else:
-        work = 0.5 * float(plant.work_low + plant.work_high)
-    return work / float(jnp.mean(plant.server_speed))

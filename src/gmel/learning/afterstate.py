@@ -58,8 +58,7 @@ def _features(after: Afterstate, plant: Plant, scale: Scale) -> Float[Array, "*b
     wait, first, coming = (x / scale.time_s for x in (after.wait_s, after.first_s, after.coming_s))
     held, missing_s = jnp.zeros_like(wait), jnp.zeros_like(wait)
     if after.resident.shape[-1]:
-        cdf = plant.catalogue.model_cdf
-        popularity = jnp.diff(cdf, prepend=jnp.zeros(1, cdf.dtype))
+        popularity = plant.catalogue.popularity
         held = jnp.sum(jnp.where(after.resident, popularity, 0.0), axis=-1)
         # What the next request would spend on loading here.
         missing_s = jnp.sum(jnp.where(after.resident, 0.0, popularity * plant.catalogue.load_mean_s), axis=-1)

@@ -166,7 +166,8 @@ def write_onnx(actor: Actor, path: Path) -> None:
     """Writes the actor as an ONNX file, under a temporary name first.
 
     Inputs, raw and in SI units: `task` float32 `[requests, 6]` (7 where quality is hidden), `options` float32
-    `[requests, options, 11]` (12 with other costs, 14 where quality is hidden), `mask` bool `[requests, options]`,
+    `[requests, options, 11]` (12 with other costs, and then 2 more where quality is hidden and one for each weight to
+    choose), `mask` bool `[requests, options]`,
     `present` bool `[requests]` (read in communicating mode only). Output: `logits` float32 `[requests, options]`, minus
     infinity where masked, as in JAX. Requests and options may be any number.
 

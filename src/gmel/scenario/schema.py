@@ -49,6 +49,9 @@ __all__ = [
     "Tasks",
 ]
 
+MOST_LEVELS = 256
+"""Ways to do a task at a place: every one of them is looked at in each slot."""
+
 
 class Slot(Section):
     """When decisions fall and what is known at them.
@@ -184,6 +187,17 @@ class Scenario(Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} with the same name: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _few_levels(self) -> Self:
+        if self.levels > MOST_LEVELS:
+            counts = ", ".join(f"{name} {count}" for name, count in self.factors.items() if count > 1)
+            raise ValueError(
+                f"{self.levels} ways to do a task at a place ({counts}), at most {MOST_LEVELS}; shorten "
+                "tasks.step_options, devices.power_options_dbm, devices.band_weights, tasks.cpu_weights, "
+                "servers.services or tasks.split_options"
+            )
         return self
 
     @model_validator(mode="after")
@@ -369,7 +383,8 @@ class Scenario(Section):
         """Whether options differ in what the reward counts beside latency and deadline."""
         reward = self.reward
         manners = self.levels // self.factors["split"]
-        return manners > 1 or reward.quality > 0 or reward.price > 0 or reward.energy > 0
+        missed = reward.miss > 0 and self.tasks.least_quality > 0
+        return manners > 1 or missed or reward.quality > 0 or reward.price > 0 or reward.energy > 0
 
     @property
     def capacity(self) -> float:
@@ -382,8 +397,7 @@ class Scenario(Section):
     def best_rate(self, server: Server) -> float:
         """Seconds of service per second of a server with as many tasks in service as it takes."""
         if self.service.discipline == "capacity":
-            steps = self._popular(lambda model: model.steps.mean)
-            return (server.capacity or 0.0) / steps
+            return (server.capacity or 0.0) / (self._chosen_steps or self._popular(lambda model: model.steps.mean))
         if self.service.discipline == "gang":
             return server.gpus / self._popular(lambda model: model.gpus_per_speed)
         if self.service.discipline != "batching":
@@ -403,9 +417,13 @@ class Scenario(Section):
         if self.tasks.kind == "uniform":
             assert self.tasks.work is not None  # guaranteed by Tasks
             return self.tasks.work.mean * noise
+        return self._popular(lambda model: model.mean_work(self._chosen_steps)) * noise
+
+    @property
+    def _chosen_steps(self) -> float | None:
+        """Mean of the steps that devices choose from; None where the model tells."""
         options = self.tasks.step_options
-        steps = sum(options) / len(options) if options else None
-        return self._popular(lambda model: model.mean_work(steps)) * noise
+        return sum(options) / len(options) if options else None
 
     @property
     def mean_bits_in(self) -> float:
@@ -456,6 +474,7 @@ class Scenario(Section):
         bits = tasks.bits_in.low if tasks.kind == "uniform" and tasks.bits_in else 0.0
         if tasks.kind == "catalogue":
             bits = min(model.bits_in.low for model in self.models)
+        bits = bits / tasks.most_parts
         if radio.rate_bps is not None:
             return bits / radio.rate_bps.high
         most = radio.most_bits_per_s_hz

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from gmel.physics.queueing import Servers, load_models
 from gmel.physics.random import hash_bits
+from gmel.scenario.errors import InputError
 from gmel.simulator.links import home_cell
-from gmel.simulator.plant import Plant
+from gmel.simulator.plant import Plant, Switches
 from gmel.simulator.state import CacheLoads, CacheStatistics, Links, Requests
 from gmel.simulator.traffic import load_time_s
 
@@ -27,7 +28,9 @@ __all__ = [
     "Spread",
     "count_asked",
     "first_cache",
+    "first_residents",
     "next_cache",
+    "refuse_useless",
     "statistics_of",
     "within_memory",
 ]
@@ -136,9 +139,17 @@ def within_memory(
 
 def _rank(plant: Plant) -> Int[Array, "models"]:
     """Place of each model in order of popularity, from 0; ties by the order of the catalogue."""
-    cdf = plant.catalogue.model_cdf
-    popularity = jnp.diff(cdf, prepend=jnp.zeros(1, cdf.dtype))
-    return jnp.argsort(jnp.argsort(-popularity, stable=True))
+    return jnp.argsort(jnp.argsort(-plant.catalogue.popularity, stable=True))
+
+
+def first_residents(plant: Plant) -> Bool[Array, "servers models"]:
+    """Models that servers hold at the start where they are loaded on demand: the most popular ones that fit the memory
+    together."""
+    models = plant.switches.models
+    order = jnp.argsort(-plant.catalogue.popularity, stable=True)[:models]
+    filled = jnp.cumsum(plant.catalogue.memory_gb[order])
+    fits = filled[None, :] <= plant.server_memory_gb[:, None]
+    return jnp.zeros((plant.switches.servers, models), bool).at[:, order].set(fits)
 
 
 def count_asked(
@@ -155,6 +166,15 @@ def statistics_of(
     """What a policy is shown; a server without a cell may be asked by anybody."""
     everywhere = jnp.sum(asked, axis=0, keepdims=True)
     return CacheStatistics(jnp.where(plant.server_has_cell[:, None] > 0, asked, everywhere), resident)
+
+
+def refuse_useless(cache: Bool[Array, "servers models"] | None, sizes: Switches) -> None:
+    """Raises an InputError where a choice is given and the plant loads on demand."""
+    if cache is not None and sizes.cache is None:
+        raise InputError(
+            "cache: the scenario loads models on demand; give it a section [cache] (cache.decision_slots), or leave "
+            "the argument out"
+        )
 
 
 def first_cache(

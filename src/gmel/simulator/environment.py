@@ -13,7 +13,7 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.account import accounts, costs, device_energy_j
 from gmel.simulator.arrivals import first_memory
 from gmel.simulator.broadcasts import announce, first_broadcasts
-from gmel.simulator.caching import count_asked, first_cache, next_cache, statistics_of
+from gmel.simulator.caching import count_asked, first_cache, first_residents, next_cache, refuse_useless, statistics_of
 from gmel.simulator.devices import device_speed, discharge, first_battery_j, nothing_sent, remember
 from gmel.simulator.failures import next_speed
 from gmel.simulator.gangs import gang_of, no_gangs
@@ -140,6 +140,7 @@ class Environment(eqx.Module):
     ) -> State:
         """An empty plant with its first requests. `trace_slot` is where a trace starts, `cache` as in `step`."""
         sizes = self.plant.switches
+        refuse_useless(cache, sizes)
         seed = mix_seed(seed)
         links, motion = first_scene(self.plant, seed)
         slot = jnp.zeros((), jnp.int32)
@@ -148,7 +149,7 @@ class Environment(eqx.Module):
         free_s = jnp.where(absent, jnp.inf, 0.0).astype(self.plant.slot_s.dtype)
         servers = Servers(
             free_s=free_s,
-            resident=self._first_residents() if sizes.cache is None else first_cache(self.plant, seed, cache),
+            resident=first_residents(self.plant) if sizes.cache is None else first_cache(self.plant, seed, cache),
             used_s=jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
             loaded_s=None if sizes.cache is None else jnp.zeros((sizes.servers, sizes.models), free_s.dtype),
         )
@@ -254,6 +255,7 @@ class Environment(eqx.Module):
                 counts where it is time to choose (`cache_is_due`); what does not fit a server is left out.
         """
         plant = self.plant
+        refuse_useless(cache, plant.switches)
         decided = self._decide(state, action)
         uploads = decided.uploads
         final = decided.final
@@ -489,16 +491,6 @@ class Environment(eqx.Module):
             quality=rows.quality,
             parts=None if rows.parts is None else jnp.sum(rows.parts.present, axis=1, dtype=jnp.int32),
         )
-
-    def _first_residents(self) -> Bool[Array, "servers models"]:
-        """Models that a server holds at the start: the most popular ones that fit its memory together."""
-        models = self.plant.switches.models
-        cdf = self.plant.catalogue.model_cdf
-        popularity = jnp.diff(cdf, prepend=jnp.zeros(1, cdf.dtype))
-        order = jnp.argsort(-popularity)[:models]
-        filled = jnp.cumsum(self.plant.catalogue.memory_gb[order])
-        fits = filled[None, :] <= self.plant.server_memory_gb[:, None]
-        return jnp.zeros((self.plant.switches.servers, models), bool).at[:, order].set(fits)
 
 
 def seeds(first: int, count: int) -> UInt32[Array, "count 2"]:

@@ -340,10 +340,13 @@ def _in_parts(plant: Plant, seen: _Seen, known: _Seen, how: Manner, parts: int) 
             tx_power_w=None if how.tx_power_w is None else how.tx_power_w[:, None, None],
         )
         paid = jnp.sum(at_members(plant.server_price * plant.server_speed, member) * run_s, axis=-1)
+    # Which splits there are is what the device knows, however fresh the look at them is.
     unique = unique_split(split, over_fewer, sizes.servers)
     parts_s = jnp.sum(run_s[..., None] * (member[..., None] == places[0]), axis=2)
     wait_s, previous_s = (queue.wait_s for queue in seen.queues)
-    return _Expected(upload_s, service_s, download_s, wait_s, previous_s, energy_j, paid, seen.usable & unique, parts_s)
+    return _Expected(
+        upload_s, service_s, download_s, wait_s, previous_s, energy_j, paid, known.usable & unique, parts_s
+    )
 
 
 def _way(plant: Plant, seen: _Seen, how: Manner) -> Way:

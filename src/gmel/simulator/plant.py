@@ -114,6 +114,8 @@ class Catalogue(eqx.Module):
     """What a request may ask for. For `uniform` tasks there is one entry and the ranges are used directly."""
 
     model_cdf: Float[Array, "models"]
+    popularity: Float[Array, "models"]
+    """Share of each model among the requests."""
     step_work_low: Float[Array, "models"]
     step_work_high: Float[Array, "models"]
     bit_work_low: Float[Array, "models"]
@@ -247,7 +249,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         band_weights=tuple(scenario.devices.band_weights or ()),
         cpu_weights=cpu_weights,
         # A pass that is not the last gives a GPU of its own to all tasks of one more weight; less than all GPUs go.
-        share_passes=min(len(set(cpu_weights)), max(server.gpus for server in scenario.servers)),
+        share_passes=max(1, min(len(set(cpu_weights)), max(server.gpus for server in scenario.servers))),
         split_options=tuple(tasks.split_options or ()),
         least_quality=tasks.least_quality,
         other_costs=scenario.counts_more_than_latency,
@@ -338,8 +340,10 @@ def _catalogue(scenario: Scenario, uniform_bits: tuple[float, float]) -> Catalog
     steps, steps_cdf = _choices([model.steps for model in models])
     images, images_cdf = _choices([model.images for model in models])
     gangs = _gangs(models)
+    popularity = np.array([model.popularity for model in models] or [1.0])
     return Catalogue(
-        model_cdf=jnp.asarray(_cdf(np.array([model.popularity for model in models] or [1.0]))),
+        model_cdf=jnp.asarray(_cdf(popularity)),
+        popularity=jnp.asarray(popularity / popularity.sum()),
         step_work_low=column([model.step_work.low if model.step_work else 0.0 for model in models], 1.0),
         step_work_high=column([model.step_work.high if model.step_work else 0.0 for model in models], 1.0),
         bit_work_low=column([model.work_per_bit.low if model.work_per_bit else 0.0 for model in models], 0.0),

@@ -132,7 +132,7 @@ def _share(
         stays=stays_at(plant.presence, state.slot, plant.slot_s),
     )
     memory_gb = plant.catalogue.memory_gb[: sizes.models]
-    done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb, max(1, sizes.share_passes))
+    done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb, sizes.share_passes)
     # What the servers announce: seconds until the work that has arrived is done, at their best rate.
     arrived = offloaded & (tasks.ready_s < plant.slot_s) & ~(done.end_s < plant.slot_s)
     at_server = arrived[:, None] & (tasks.server[:, None] == jnp.arange(sizes.servers)[None, :])

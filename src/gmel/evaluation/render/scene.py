@@ -109,6 +109,8 @@ def film(simulation: Simulation, slots: int = WINDOW_SLOTS) -> Scene:
         raise InputError(
             "--render: a picture shows a task at one server, tasks.split_options lets them be split; leave it out"
         )
+    if scenario.service.discipline == "gang":
+        raise InputError("--render: a picture shows a task on one GPU, gangs take several; leave it out")
     environment, policy = simulation.environments.test, simulation.chosen.policy
     if scenario.devices.count > MAX_DEVICES or len(scenario.servers) > MAX_SERVERS:
         raise InputError(

@@ -16,7 +16,7 @@ from gmel.simulator.adapters.episode import RewardFunction
 from gmel.simulator.adapters.flat import BOUND, compressed, flat_rows, row_columns, row_width
 from gmel.simulator.environment import Environment
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import Outcome, State, option
+from gmel.simulator.state import Observation, Outcome, State, option
 
 __all__ = [
     "Central",
@@ -146,7 +146,8 @@ def look(
     same = (seen.device == seen.device[turn])[:, None] | (place > 0)
     there = there & same
     sent = jnp.sum(there, axis=0)
-    sent_s = jnp.sum(jnp.where(there, option(seen, "service_s") / option(seen, "gpus"), 0.0), axis=0)
+    took_s = _chosen_s(seen, central.option)
+    sent_s = jnp.sum(jnp.where(there, took_s, 0.0), axis=0)
     more = jnp.stack([sent.astype(sent_s.dtype), compressed(sent_s / scale.time_s)], axis=-1).reshape(-1)
     count = jnp.sum(waiting).astype(more.dtype)[None]
     none = ~jnp.any(waiting)
@@ -154,6 +155,18 @@ def look(
     entries = jax.lax.convert_element_type(jnp.clip(entries, -BOUND, BOUND), jnp.float32)
     mask = jnp.where(none, jnp.arange(environment.options) == 0, seen.mask[turn])
     return Seen(central, entries, mask, reward, over, tally)
+
+
+def _chosen_s(seen: Observation, chosen: Int[Array, "requests"]) -> Float[Array, "requests options"]:
+    """GPU seconds that the chosen option of each request puts on the place of each option."""
+    rows, gpus = jnp.arange(chosen.shape[0]), option(seen, "gpus")
+    if seen.parts_s is None:
+        return (option(seen, "service_s") / gpus)[rows, chosen][:, None] * jnp.ones_like(gpus)
+    # Of a task that is split every server has its part; the device itself has the whole or nothing.
+    place = jnp.arange(gpus.shape[1]) % (1 + seen.parts_s.shape[2])
+    of_server = seen.parts_s[rows, chosen][:, jnp.maximum(place - 1, 0)]
+    itself = option(seen, "service_s")[rows, chosen][:, None]
+    return jnp.where(place > 0, of_server, itself) / gpus
 
 
 def _open(state: State) -> Central:
@@ -253,7 +266,7 @@ def _pass(
     def happen(carry: _Round) -> _Round:
         central, earned, tally = carry
         after, total, tally = _slot(environment, central.state, central.option, tally, reward)
-        # The team's reward was paid request by request.
-        return _open(after), earned if reward is None else earned + total, tally
+        # Most of the team's reward was paid request by request: all but what nobody decided, as loads by choice.
+        return _open(after), earned + total + (central.paid if reward is None else 0.0), tally
 
     return jax.lax.while_loop(idle, happen, (central, earned, tally))

@@ -150,7 +150,8 @@ class _Scheduler:
         """The decision that stands, of one environment."""
         one = jax.tree.map(lambda leaf: np.asarray(leaf)[index], seen)
         central: Any = one.central
-        sent = np.bincount(central.option[central.decided], minlength=self.site.environment.options)
+        places = 1 + self.site.environment.servers
+        sent = np.bincount(central.option[central.decided] % places, minlength=places)
         return SlotPicture(
             int(central.state.slot), central.state.broadcasts.wait_s[0], sent.astype(np.int32), float(one.reward)
         )

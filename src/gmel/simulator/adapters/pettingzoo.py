@@ -46,7 +46,7 @@ class _Seen(NamedTuple):
     view: DeviceView
     reward: Float[Array, "devices"]
     team: Float[Array, ""]
-    sent: Int[Array, "options"]
+    sent: Int[Array, "places"]
     beyond: Int[Array, "devices"]
     replaced: Int[Array, "devices"]
     final: Bool[Array, "rows"]
@@ -73,7 +73,8 @@ def _step(
     reward: Credit | RewardFunction,
 ) -> _Seen:
     slot = device_slot(environment, state, action, reward)
-    to = slot.option[:, None] == jnp.arange(environment.options)
+    places = 1 + environment.servers
+    to = slot.option[:, None] % places == jnp.arange(places)
     return _Seen(
         slot.state,
         device_view(environment, slot.state, scale, action.shape[1]),
@@ -312,8 +313,8 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
 
     def _picture(self) -> SlotPicture:
         assert self._state is not None  # render checks it
-        options = self.site.environment.options
-        sent = np.zeros(options, np.int32) if self._last is None else np.asarray(self._last.sent)
+        places = 1 + self.site.environment.servers
+        sent = np.zeros(places, np.int32) if self._last is None else np.asarray(self._last.sent)
         team = 0.0 if self._last is None else float(self._last.team)
         return SlotPicture(int(self._state.slot), np.asarray(self._state.broadcasts.wait_s[0]), sent, team)
 

@@ -17,7 +17,7 @@ class SlotPicture(NamedTuple):
     backlog_s: Float[np.ndarray, "servers"]
     """Time until a GPU of each server is free."""
     sent: Int[np.ndarray, "options"]
-    """Requests of the last slot by option."""
+    """Requests of the last slot by place, in whatever manner they are done."""
     reward: float
     """Reward of the team in the last slot."""
 
