@@ -514,6 +514,7 @@ class TestPolicies:
         action = np.asarray(Greedy().choose(environment.observe(state), jax.random.key(0)))
         assert (action[np.asarray(state.requests.present)] // 4 == 2).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("gpus", "margin"), [((1, 1, 1), 1.02), ((2, 1, 3), 1.15)])
     def test_reservations_know_of_the_parts(self, gpus: tuple[int, ...], margin: float) -> None:
         """Where sending takes no time, they come near to a search that sees what really follows."""
