@@ -1,7 +1,14 @@
 """Small plants for tests, written as the TOML text that a user would write."""
 
+import jax
+import numpy as np
+
+from gmel.evaluation.ladder import RULES
+from gmel.evaluation.tuning import UNTUNED
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
+from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.state import State
 
 RADIO = """
 model = "uniform-snr"
@@ -116,3 +123,21 @@ deadline = "{deadline}"
 def small_plant(**choices: object) -> Scenario:
     """The scenario of :func:`plant_text`."""
     return parse_scenario(plant_text(**choices), "small plant")  # type: ignore[arg-type]
+
+
+def opened(scenario: Scenario, seed: int = 1) -> tuple[Environment, State]:
+    """An environment and its first state."""
+    environment = Environment.from_scenario(scenario)
+    return environment, environment.reset(seeds(seed, 1)[0])
+
+
+def rule_keeps_to_the_mask(name: str, environment: Environment, state: State) -> None:
+    """A rule of the ladder chooses what every request may choose."""
+    policy = RULES[name][1](UNTUNED)
+    seen = environment.observe(state)
+    if hasattr(policy, "assign"):
+        action = policy.assign(environment, state, jax.random.key(0))
+    else:
+        action = policy.choose(seen, jax.random.key(0))
+    allowed = np.take_along_axis(np.asarray(seen.mask), np.asarray(action)[:, None], axis=1)[:, 0]
+    assert allowed[np.asarray(seen.present)].all()

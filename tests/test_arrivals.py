@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.small_plants import small_plant
 
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import with_load
 from gmel.simulator.arrivals import request_capacity
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import Requests
+from small_plants import small_plant
 
 SLOTS, EPISODES = 2000, 8
 

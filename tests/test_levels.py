@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.small_plants import plant_text
 
 from gmel.evaluation.ladder import RULES
-from gmel.evaluation.tuning import UNTUNED
 from gmel.learning.export import export_policy, load_actor
 from gmel.learning.networks import Actor
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
@@ -25,6 +23,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import task_records
 from gmel.simulator.scale import scale_of
 from gmel.simulator.state import OPTION_FEATURES, State, option, other_cost_s
+from small_plants import opened, plant_text, rule_keeps_to_the_mask
 
 QUALITY = 'quality = { law = "piecewise", first_steps = 5.0, last_steps = 45.0, first = 0.1, last = 0.9 }'
 STEPS = (10.0, 20.0, 40.0)
@@ -50,11 +49,6 @@ def plant(
     if powers:
         text = text.replace("[devices]", f"[devices]\npower_options_dbm = {list(powers)}")
     return parse_scenario(text, "levels")
-
-
-def opened(scenario: Scenario, seed: int = 1) -> tuple[Environment, State]:
-    environment = Environment.from_scenario(scenario)
-    return environment, environment.reset(seeds(seed, 1)[0])
 
 
 def ran(scenario: Scenario, level: int, slots: int = 40):
@@ -159,14 +153,7 @@ def test_rules_weigh_quality_against_time() -> None:
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_every_rule_runs_with_levels(name: str) -> None:
     environment, state = opened(plant(powers=POWERS))
-    policy = RULES[name][1](UNTUNED)
-    seen = environment.observe(state)
-    if hasattr(policy, "assign"):
-        action = policy.assign(environment, state, jax.random.key(0))
-    else:
-        action = policy.choose(seen, jax.random.key(0))
-    allowed = np.take_along_axis(np.asarray(seen.mask), np.asarray(action)[:, None], axis=1)[:, 0]
-    assert allowed[np.asarray(seen.present)].all()
+    rule_keeps_to_the_mask(name, environment, state)
 
 
 def test_the_sum_of_the_rewards_is_minus_the_costs() -> None:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.small_plants import plant_text
 
 from gmel.physics.channel import doppler_hz, jakes_correlation
 from gmel.scenario.errors import InputError
@@ -14,6 +13,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.motion import positions_m
 from gmel.simulator.records import task_records
 from gmel.simulator.state import Outcome, State
+from small_plants import plant_text
 
 HALL = 'model = "inf"\nhall_m = [60.0, 40.0]\nfloor = "clip"\nrate = "shannon"\nfading = "none"\nsharing = "none"'
 WALK = "mobility = { speed_m_s = { low = 1.0, high = 2.0 }, pause_s = { low = 0.0, high = 3.0 } }"

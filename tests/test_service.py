@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.small_plants import plant_text
 
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
@@ -15,6 +14,7 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
+from small_plants import plant_text
 
 WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
 RADIO = 'model = "uniform-snr"\nrate = "shannon"\nfading = "none"\nfloor = "clip"\ndownload = false'

@@ -12,7 +12,6 @@ import pytest
 from gmel.cli.progress import ConsoleReporter
 from gmel.evaluation.ladder import RULES
 from gmel.evaluation.simulate import choose_policy
-from gmel.evaluation.tuning import UNTUNED
 from gmel.learning.algorithm import make_task
 from gmel.learning.amarl import Amarl
 from gmel.learning.export import export_policy, load_actor
@@ -39,7 +38,7 @@ from gmel.simulator.state import (
     option,
     other_cost_s,
 )
-from small_plants import plant_text, small_plant
+from small_plants import opened, plant_text, rule_keeps_to_the_mask, small_plant
 
 STEPS, POWERS = (10.0, 30.0), (13.0, 23.0)
 LAWS = {
@@ -75,11 +74,6 @@ def offering(hidden: bool = False, reward: str = "latency = 0.0\nquality = 1.0")
         text = text.replace(f'name = "{name}"', f'name = "{name}"\n{LAWS[name]}\n{services}')
     text = text.replace("[devices]", f"[devices]\npower_options_dbm = {list(POWERS)}")
     return parse_scenario(text.replace("[slot]", f"[slot]\nquality_known = {str(not hidden).lower()}"), "services")
-
-
-def opened(scenario: Scenario, seed: int = 1) -> tuple[Environment, State]:
-    environment = Environment.from_scenario(scenario)
-    return environment, environment.reset(seeds(seed, 1)[0])
 
 
 def digits(option: int, places: int = 4) -> tuple[int, int, int, int]:
@@ -377,14 +371,7 @@ def test_the_flat_view_marks_the_model() -> None:
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_every_rule_runs_with_services(name: str) -> None:
     environment, state = opened(hosts(TWO, known=False))
-    policy = RULES[name][1](UNTUNED)
-    seen = environment.observe(state)
-    if hasattr(policy, "assign"):
-        action = policy.assign(environment, state, jax.random.key(0))
-    else:
-        action = policy.choose(seen, jax.random.key(0))
-    allowed = np.take_along_axis(np.asarray(seen.mask), np.asarray(action)[:, None], axis=1)[:, 0]
-    assert allowed[np.asarray(seen.present)].all()
+    rule_keeps_to_the_mask(name, environment, state)
 
 
 def test_central_references_know_the_hidden_quality() -> None:

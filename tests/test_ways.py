@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.small_plants import plant_text, small_plant
 
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario, to_toml
@@ -15,6 +14,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.links import draw_positions_m
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
+from small_plants import plant_text, small_plant
 
 WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"'
 FIXED = 'model = "fixed"\nrate_bps = 2e6\nsharing = "none"'
