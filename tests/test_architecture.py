@@ -15,10 +15,10 @@ FLOORS = {
     "policies": 3,
     "learning": 4,
     "evaluation": 5,
-    "federation": 6,
     "synthesis": 6,
-    "edge": 7,
-    "cli": 8,
+    "federation": 7,
+    "edge": 8,
+    "cli": 9,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -1,0 +1,135 @@
+"""What every mode of synthesis offers, and what its samples cost.
+
+A mode learns from the shots of one site (3 to 10 photos a class) and its good parts, and gives photos of a class on
+demand. Modes are the heterogeneous generation tasks of the offloading problem: the same interface, another cost law.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_arrays
+from safetensors.numpy import save as write_arrays
+
+from gmel.evaluation.progress import Reporter
+from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
+from gmel.synthesis.photo import Photo
+
+__all__ = ["FORMAT", "Arrays", "CostLaw", "Generator", "load_generator", "save_generator"]
+
+FORMAT = 1
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class CostLaw:
+    """What a task of a mode costs: `time = steps x (fixed_s + per_image_s x images)` on the machine that measured it.
+
+    Attributes:
+        gflop: floating-point work of one step for one image, in GFLOP (from the compiled program).
+        fixed_s: seconds of a step whatever the number of images.
+        per_image_s: further seconds of a step for each image.
+    """
+
+    gflop: float
+    fixed_s: float
+    per_image_s: float
+
+    def seconds(self, steps: int, images: int) -> float:
+        """Seconds of a task on the machine that measured the law."""
+        return steps * (self.fixed_s + self.per_image_s * images)
+
+    def work_gflop(self, steps: int, images: int) -> float:
+        """GFLOP of a task."""
+        return self.gflop * steps * images
+
+
+class Generator(Protocol):
+    """One mode of synthesis.
+
+    Class attributes:
+        mode: its name on the command line and in files.
+        default_steps: steps of a sample where nobody says; 0 for a mode without denoising.
+        shares_photos: what it saves holds the photos themselves (it must not leave the site).
+    """
+
+    mode: ClassVar[str]
+    default_steps: ClassVar[int]
+    shares_photos: ClassVar[bool]
+
+    @classmethod
+    def fit(cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter) -> Self:
+        """Learns from a site's shots and its good parts (which may be none).
+
+        Raises:
+            InputError: the mode needs what the photos lack (masks, good parts), by name and with the remedy.
+        """
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Classes that it can draw."""
+        ...
+
+    def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
+        """`count` photos of a class; the same seed gives the same photos.
+
+        Raises:
+            InputError: a class that it has not learned, or steps outside what the mode allows.
+        """
+        ...
+
+    def state(self) -> tuple[Arrays, dict[str, str]]:
+        """Everything `from_state` needs: arrays and facts in words."""
+        ...
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, facts: dict[str, str]) -> Self:
+        """The generator of a state.
+
+        Raises:
+            InputError: an array is missing or has another shape.
+        """
+        ...
+
+
+def save_generator(path: Path, generator: Generator) -> None:
+    """Writes a generator as one safetensors file (no pickle), under a temporary name first."""
+    arrays, facts = generator.state()
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    metadata = {**facts, "format": str(FORMAT), "mode": generator.mode}
+    replace_file(path, write_arrays(contiguous, metadata=metadata))
+
+
+def load_generator(path: Path, modes: dict[str, type[Generator]]) -> Generator:
+    """The generator of a file written by :func:`save_generator`.
+
+    Args:
+        path: the file.
+        modes: the modes that may be in it, by name.
+
+    Raises:
+        InputError: unreadable, corrupt, of another format, of an unknown mode, or with wrong arrays.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of `gmel synthesize fit`") from error
+    try:
+        arrays: Arrays = parse_arrays(data)
+        length = int.from_bytes(data[:8], "little")
+        facts: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: corrupt ({error}); fit the generator anew") from error
+    if facts.get("format") != str(FORMAT):
+        raise InputError(f"{path}: format is {facts.get('format')!r}, this gmel reads {FORMAT}; fit the generator anew")
+    mode = facts.get("mode", "")
+    if mode not in modes:
+        raise InputError(f"{path}: mode is {mode!r}, must be one of {', '.join(sorted(modes))}")
+    return modes[mode].from_state(arrays, facts)
