@@ -397,6 +397,7 @@ def play(
     return jax.lax.scan(decide, empty, tasks)[1]
 
 
+@pytest.mark.slow
 def test_rewards_of_agod() -> None:
     seeds = 30
     drawn = draw_episodes(seeds)

@@ -227,7 +227,7 @@ def any_scenario_runs(profile: settings) -> None:
 
 
 def test_any_valid_scenario_runs() -> None:
-    any_scenario_runs(settings(FAST, max_examples=12))
+    any_scenario_runs(settings(FAST, max_examples=6))
 
 
 @pytest.mark.slow

@@ -206,7 +206,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize(
+    "name", [name if name == "amarl" else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
+)
 def test_learner_finds_the_answer(name: str) -> None:
     algorithm = make_algorithm(name, **SMALL[name])
     state = algorithm.init(game(), jax.random.key(2))

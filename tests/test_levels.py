@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmel.evaluation.ladder import RULES
 from gmel.learning.export import export_policy, load_actor
 from gmel.learning.networks import Actor
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
@@ -23,7 +22,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import task_records
 from gmel.simulator.scale import scale_of
 from gmel.simulator.state import OPTION_FEATURES, State, option, other_cost_s
-from small_plants import opened, plant_text, rule_keeps_to_the_mask
+from small_plants import EVERY_RULE, opened, plant_text, rule_keeps_to_the_mask
 
 QUALITY = 'quality = { law = "piecewise", first_steps = 5.0, last_steps = 45.0, first = 0.1, last = 0.9 }'
 STEPS = (10.0, 20.0, 40.0)
@@ -150,7 +149,7 @@ def test_rules_weigh_quality_against_time() -> None:
             assert (action[present] // 4 == level).all()
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", EVERY_RULE)
 def test_every_rule_runs_with_levels(name: str) -> None:
     environment, state = opened(plant(powers=POWERS))
     rule_keeps_to_the_mask(name, environment, state)

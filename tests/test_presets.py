@@ -65,7 +65,13 @@ def test_gmel_has_room_for_learning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "delay_s"), [("uniform", 16.4), ("proportional", 7.6), ("greedy", 13.9), ("coordinated", 7.5)]
+    ("policy", "delay_s"),
+    [
+        pytest.param("uniform", 16.4, marks=pytest.mark.slow),
+        pytest.param("proportional", 7.6, marks=pytest.mark.slow),
+        pytest.param("greedy", 13.9, marks=pytest.mark.slow),
+        ("coordinated", 7.5),
+    ],
 )
 def test_lad_ts_delays(policy: str, delay_s: float) -> None:
     """Reference 4.11: Opt-TS 7.5 +- 0.6 (one-step greedy with in-slot knowledge: `coordinated`), and its rivals."""

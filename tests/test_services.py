@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from gmel.cli.progress import ConsoleReporter
-from gmel.evaluation.ladder import RULES
 from gmel.evaluation.simulate import choose_policy
 from gmel.learning.algorithm import make_task
 from gmel.learning.amarl import Amarl
@@ -38,7 +37,7 @@ from gmel.simulator.state import (
     option,
     other_cost_s,
 )
-from small_plants import opened, plant_text, rule_keeps_to_the_mask, small_plant
+from small_plants import EVERY_RULE, opened, plant_text, rule_keeps_to_the_mask, small_plant
 
 STEPS, POWERS = (10.0, 30.0), (13.0, 23.0)
 LAWS = {
@@ -368,7 +367,7 @@ def test_the_flat_view_marks_the_model() -> None:
     assert (rows[~present] == 0).all()
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", EVERY_RULE)
 def test_every_rule_runs_with_services(name: str) -> None:
     environment, state = opened(hosts(TWO, known=False))
     rule_keeps_to_the_mask(name, environment, state)

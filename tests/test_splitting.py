@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmel.evaluation.ladder import RULES
 from gmel.evaluation.render.scene import film
 from gmel.evaluation.simulate import Simulation
 from gmel.policies.central import Coordinated, EarliestFinish
@@ -22,7 +21,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.observation import split_of
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import State, option
-from small_plants import opened, plant_text, rule_keeps_to_the_mask
+from small_plants import EVERY_RULE, opened, plant_text, rule_keeps_to_the_mask
 from test_equal_finish import Server, shares_by_bisection
 
 SHARED_BAND = """
@@ -409,7 +408,7 @@ def test_many_environments_are_as_one() -> None:
 
 
 class TestPolicies:
-    @pytest.mark.parametrize("name", sorted(RULES))
+    @pytest.mark.parametrize("name", EVERY_RULE)
     def test_every_rule_runs(self, name: str) -> None:
         environment, state = opened(plant())
         rule_keeps_to_the_mask(name, environment, state)
