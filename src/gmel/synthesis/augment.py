@@ -24,7 +24,7 @@ def dihedral(array: Floats, which: int) -> Floats:
 def augmented(photos: Sequence[Photo], copies: int, seed: int) -> list[Photo]:
     """`copies` variants of every photo: turned or flipped, cropped, with another gain, offset and a little noise.
 
-    The crop keeps the defect where a mask says where it is. Photos with a template are turned and cropped together with it.
+    The crop keeps the defect where a mask says where it is. A template is turned and cropped together with its photo.
 
     Args:
         photos: real photos.
@@ -57,7 +57,7 @@ def _crop(shape: tuple[int, ...], mask: np.ndarray | None, random: np.random.Gen
     """Rows and columns of a random crop that holds the whole mask, if there is one."""
     cuts: list[slice] = []
     for axis, side in enumerate(shape[:2]):
-        kept = int(round(side * random.uniform(_CROP, 1.0)))
+        kept = round(side * random.uniform(_CROP, 1.0))
         first, last = 0, side - kept
         if mask is not None and mask.any():
             where = np.flatnonzero(mask.any(axis=1 - axis))
