@@ -128,8 +128,8 @@ def _of_kind(photos: Sequence[Photo]) -> Iterator[Problem]:
         if (sides.max(axis=0) > sides.min(axis=0)).any():
             low, high = sides.min(axis=0), sides.max(axis=0)
             text = (
-                f"{where}{len(np.unique(sides, axis=0))} sizes, {low[1]} to {high[1]} wide, {low[0]} to {high[0]} high; "
-                "harmless where a pixel is as many millimetres everywhere, else rescale"
+                f"{where}{len(np.unique(sides, axis=0))} sizes, {low[1]} to {high[1]} wide, {low[0]} to {high[0]} "
+                "high; harmless where a pixel is as many millimetres everywhere, else rescale"
             )
             yield Problem("sizes", text)
 

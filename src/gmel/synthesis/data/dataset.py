@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +20,9 @@ from gmel.synthesis.data.reading import Grey, read_grey, read_mask
 from gmel.synthesis.data.windows import box_mask, windows_of
 from gmel.synthesis.photo import GOOD, Photo, labels_of
 
-__all__ = ["LARGEST_BYTES", "LAYOUTS", "Dataset", "Layout", "read_dataset"]
+__all__ = ["LARGEST_BYTES", "LAYOUTS", "Dataset", "read_dataset"]
 
-Layout = Literal["auto", "folder", "voc", "deeppcb", "mvtec"]
-LAYOUTS: tuple[Layout, ...] = ("auto", "folder", "voc", "deeppcb", "mvtec")
+LAYOUTS = ("auto", "folder", "voc", "deeppcb", "mvtec")
 
 LARGEST_BYTES = 4 << 30
 """Photos, masks and templates are held in memory; a data set that needs more is refused before it fills it."""
@@ -73,7 +71,7 @@ class Dataset:
 
 def read_dataset(
     path: Path | str,
-    layout: Layout = "auto",
+    layout: str = "auto",
     good: str = GOOD,
     crop: int | None = None,
     reporter: Reporter | None = None,
@@ -123,8 +121,8 @@ def read_dataset(
     return Dataset(root.resolve().name, grouped, problems)
 
 
-def _index(root: Path, layout: Layout, good: str) -> tuple[Layout, Index]:
-    tests: tuple[tuple[Layout, Callable[[Path], bool]], ...] = (
+def _index(root: Path, layout: str, good: str) -> tuple[str, Index]:
+    tests: tuple[tuple[str, Callable[[Path], bool]], ...] = (
         ("deeppcb", is_deeppcb),
         ("voc", is_voc),
         ("mvtec", is_mvtec),

@@ -70,8 +70,8 @@ def few_shot_split(
         if len(order) < shots:
             total = len(_groups(dataset.photos, label))
             raise InputError(
-                f"class {label}: {total} groups of photos, of which {len(order)} are left beside the test; {shots} shots "
-                "need as many: take fewer shots, a smaller test, or add photos"
+                f"class {label}: {total} groups of photos, of which {len(order)} are left beside the test; {shots} "
+                "shots need as many: take fewer shots, a smaller test, or add photos"
             )
         taken.update(order)
         picks = _random(split_seed, _SHOTS, draw, label, "photo").random(shots)
