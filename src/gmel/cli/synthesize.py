@@ -37,7 +37,7 @@ def data(
     from gmel.scenario.errors import InputError  # noqa: PLC0415
     from gmel.synthesis.data.dataset import read_dataset  # noqa: PLC0415
     from gmel.synthesis.data.procedural import procedural_dataset  # noqa: PLC0415
-    from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, write_sheet  # noqa: PLC0415
+    from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_class, write_sheet  # noqa: PLC0415
     from gmel.synthesis.data.summary import summary, summary_lines  # noqa: PLC0415
     from gmel.synthesis.data.write import check_folder, write_dataset  # noqa: PLC0415
 
@@ -57,6 +57,6 @@ def data(
             write_dataset(dataset, out, reporter)
             reporter.note(f"data set in {out}")
         if sheet is not None:
-            write_sheet(sheet, contact_sheet(dataset.photos))
+            write_sheet(sheet, contact_sheet(rows_by_class(dataset.photos)))
             reporter.note(f"contact sheet in {sheet}")
     typer.echo(json.dumps(facts) if as_json else "\n".join(summary_lines(facts)))

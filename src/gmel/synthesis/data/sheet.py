@@ -1,6 +1,6 @@
 """Contact sheets: many photos on one page, for a look."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.synthesis.photo import GOOD, Photo, unit_scale
 
-__all__ = ["check_sheet_path", "contact_sheet", "write_sheet"]
+__all__ = ["check_sheet_path", "contact_sheet", "rows_by_class", "write_sheet"]
 
 _MARGIN = 4
 _NAME_HEIGHT = 14
@@ -20,27 +20,32 @@ _OUTLINE = (255, 120, 0)
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
-def contact_sheet(photos: Sequence[Photo], columns: int = 8, side: int = 128, outlines: bool = True) -> Image.Image:
-    """Photos in rows, one row or more for each site and class, which is written above it.
+def rows_by_class(photos: Sequence[Photo]) -> dict[str, list[Photo]]:
+    """Rows for a sheet: one for each site and class, in order."""
+    rows: dict[str, list[Photo]] = {}
+    for photo in sorted(photos, key=lambda each: (each.site, each.label != GOOD, each.label)):
+        rows.setdefault(" ".join(word for word in (photo.site, photo.label) if word), []).append(photo)
+    return rows
+
+
+def contact_sheet(
+    rows: Mapping[str, Sequence[Photo]], columns: int = 8, side: int = 128, outlines: bool = True
+) -> Image.Image:
+    """Photos in rows, with the name of each row above it.
 
     Args:
-        photos: what to show; of each site and class the first `columns`.
+        rows: what to show; of each row the first `columns`.
         columns: photos in a row.
         side: pixels of a photo on the sheet; larger photos are shrunk into it.
         outlines: whether the outline of a mask is drawn on its photo.
     """
-    rows: dict[str, list[Photo]] = {}
-    for photo in sorted(photos, key=lambda each: (each.site, each.label != GOOD, each.label)):
-        own = rows.setdefault(" ".join(word for word in (photo.site, photo.label) if word), [])
-        if len(own) < columns:
-            own.append(photo)
     step = side + _MARGIN
     sheet = Image.new("RGB", (_MARGIN + columns * step, _MARGIN + len(rows) * (step + _NAME_HEIGHT)), "white")
     drawing = ImageDraw.Draw(sheet)
-    for row, (name, own) in enumerate(rows.items()):
+    for row, (name, photos) in enumerate(rows.items()):
         top = _MARGIN + row * (step + _NAME_HEIGHT)
         drawing.text((_MARGIN, top), name.encode("latin-1", "replace").decode("latin-1"), fill="black")
-        for column, photo in enumerate(own):
+        for column, photo in enumerate(photos[:columns]):
             sheet.paste(_small(photo, side, outlines), (_MARGIN + column * step, top + _NAME_HEIGHT))
     return sheet
 

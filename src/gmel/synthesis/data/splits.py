@@ -61,18 +61,15 @@ def few_shot_split(
     _check(shots, draw, test_share, test_per_class, split_seed)
     tested = _tested(dataset.photos, test_share, test_per_class, split_seed)
     pool = [photo for photo in dataset.photos if photo.group not in tested]
+    test = [photo for photo in dataset.photos if photo.group in tested]
     taken: set[str] = set()
     drawn: dict[str, list[Photo]] = {}
     groups = {label: _groups(pool, label) for label in dataset.classes if label != GOOD}
     for label in sorted(groups, key=lambda each: (len(groups[each]), each)):
         rng = _random(split_seed, _SHOTS, draw, label)
         order = [name for name in _shuffled(groups[label], rng) if name not in taken][:shots]
-        if len(order) < shots:
-            total = len(_groups(dataset.photos, label))
-            raise InputError(
-                f"class {label}: {total} groups of photos, of which {len(order)} are left beside the test; {shots} "
-                "shots need as many: take fewer shots, a smaller test, or add photos"
-            )
+        if len(order) < shots or label not in {photo.label for photo in test}:
+            raise InputError(f"class {_shortage(label, dataset.photos, len(order), shots)}")
         taken.update(order)
         picks = _random(split_seed, _SHOTS, draw, label, "photo").random(shots)
         drawn[label] = [_pick(groups[label][name], pick) for name, pick in zip(order, picks, strict=True)]
@@ -81,7 +78,7 @@ def few_shot_split(
     return Split(
         shots=tuple(photo for label in sorted(drawn) for photo in drawn[label]),
         good=tuple(_pick(rest[name], pick) for name, pick in zip(sorted(rest), picks, strict=True)),
-        test=tuple(sorted((p for p in dataset.photos if p.group in tested), key=lambda photo: photo.name)),
+        test=tuple(sorted(test, key=lambda photo: photo.name)),
     )
 
 
@@ -90,14 +87,22 @@ def shortages(dataset: Dataset, shots: int = 5, test_share: float = 0.5) -> tupl
     _check(shots, 0, test_share, None, 0)
     tested = _tested(dataset.photos, test_share, None, SPLIT_SEED)
     pool = [photo for photo in dataset.photos if photo.group not in tested]
-    found: list[Problem] = []
-    for label in dataset.classes:
-        total, left = (len(_groups(photos, label)) for photos in (dataset.photos, pool))
-        if label != GOOD and left < shots:
-            remedy = f"take at most {left} shots, or add photos" if left else "add photos, or remove the class"
-            text = f"{label}: {total} groups, {left} beside the test, {shots} shots need as many; {remedy}"
-            found.append(Problem("tiny-class", text, (label,)))
-    return tuple(found)
+    test = {photo.label for photo in dataset.photos if photo.group in tested}
+    left = {label: len(_groups(pool, label)) for label in dataset.classes if label != GOOD}
+    return tuple(
+        Problem("tiny-class", _shortage(label, dataset.photos, count, shots), (label,))
+        for label, count in left.items()
+        if count < shots or label not in test
+    )
+
+
+def _shortage(label: str, photos: Sequence[Photo], left: int, shots: int) -> str:
+    """What a class lacks, and what would do."""
+    total = len(_groups(photos, label))
+    remedy = f"take at most {left} shots, a smaller test, or add photos" if total > 1 and left else "add photos"
+    return (
+        f"{label}: {total} groups of photos, {left} beside the test, {shots} shots need as many and a test 1; {remedy}"
+    )
 
 
 def _check(shots: int, draw: int, share: float, per_class: int | None, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,9 @@ def noise(shape: Shape, rng: np.random.Generator, tall: float, wide: float) -> F
         for side, s in zip(shape, (tall, wide), strict=True)
     )
     down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    transfer = np.exp(-2 * np.pi**2 * ((tall * down) ** 2 + (wide * across) ** 2))
-    rough = np.fft.rfft2(rng.standard_normal((height, width)))
-    smooth: Field = np.fft.irfft2(rough * transfer, s=(height, width))
+    transfer = np.exp(-2 * (np.pi * tall * down) ** 2) * np.exp(-2 * (np.pi * wide * across) ** 2)
+    rough: Any = fft.rfft2(rng.standard_normal((height, width)))
+    smooth: Any = fft.irfft2(rough * transfer, s=(height, width))
     return _unit(smooth[: shape[0], : shape[1]])
 
 
