@@ -97,6 +97,8 @@ def test_what_all_photos_share_does_not_make_them_twins() -> None:
     assert len(set(groups.values())) == 20
     assert groups["20"] == groups["0"]
     assert "alike" in kinds(photos)
+    crack = photo(np.clip(lamp, 0, 255).astype(np.uint8), "crack", "crack")
+    assert "twins-across" not in kinds([*photos, crack]), "nor like every photo of another class"
 
 
 def test_many_photos_are_compared_across_blocks() -> None:
@@ -193,6 +195,8 @@ def test_fixed_number_of_photos_for_the_test() -> None:
         "pit": 200,
     }
     assert not {each.group for each in split.shots} & {each.group for each in split.test}
+    threes = few_shot_split(dataset({"pit": [3] * 100, "crack": [1] * 300}), 10, test_per_class=200)
+    assert sum(each.label == "pit" for each in threes.test) == 198, "never more than asked for"
 
 
 def test_groups_with_photos_of_several_classes() -> None:
@@ -209,6 +213,14 @@ def test_groups_with_photos_of_several_classes() -> None:
     assert len(split.test) == 12 * 6
     assert len({each.group for each in split.shots}) == 10
     assert not boards & {each.group for each in (*split.shots, *split.good)}
+
+
+def test_a_group_counts_for_its_rarest_class() -> None:
+    labels = [(board, label) for board in range(40) for label in ("open", "rare") if label == "open" or board < 6]
+    photos = tuple(Photo(pixels(0, (8, 8)), label, group=f"{board}", name=f"{board}{label}") for board, label in labels)
+    for seed in range(8):
+        split = few_shot_split(Dataset("boards", photos), 2, split_seed=seed)
+        assert sum(each.label == "rare" for each in split.test) == 3
 
 
 def test_too_few_groups_is_said_with_the_remedy() -> None:

@@ -1,5 +1,6 @@
 """Layouts of data sets: which photo is of which class, and where its mask and template lie."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.data import dataset as datasets
 from gmel.synthesis.data.dataset import Dataset, read_dataset
 from gmel.synthesis.data.splits import few_shot_split
+from gmel.synthesis.data.summary import summary, summary_lines
 from gmel.synthesis.photo import GOOD
 from small_photos import pixels, real, save, simple_folder, spot
 
@@ -76,6 +78,8 @@ def test_one_template_for_all_and_one_that_does_not_fit(tmp_path: Path) -> None:
     found = read_dataset(tmp_path)
     assert [photo.template is not None for photo in found.photos] == [True] * 6 + [False]
     assert kinds(found)["template"] == ["pit/large.png"]
+    save(tmp_path / "templates" / "board.png", pixels(50, dtype=np.uint16))
+    assert len(kinds(read_dataset(tmp_path))["template"]) == 7, "another depth cannot be compared"
 
 
 def test_sites(tmp_path: Path) -> None:
@@ -88,6 +92,29 @@ def test_sites(tmp_path: Path) -> None:
     assert kinds(found)["layout"] == ["notes"]
     with pytest.raises(InputError, match=r"site 'east': not in .*, must be one of north, south"):
         found.of_site("east")
+
+
+def test_parts_of_a_split_are_no_sites(tmp_path: Path) -> None:
+    for row, part in enumerate(("train", "test")):
+        for label in (GOOD, "pit"):
+            save(tmp_path / part / label / "1.png", pixels(10 * row + len(label)))
+    found = read_dataset(tmp_path)
+    assert found.sites == ("",)
+    assert [photo.name for photo in found.of_class("pit")] == ["test/pit/1.png", "train/pit/1.png"]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Old archives have names in other encodings, and names may hold line breaks."""
+    for number, name in enumerate((b"caf\xe9", b"a\nb", b"good")):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)  # noqa: PTH102
+        for copy in range(4):
+            save(Path(os.fsdecode(folder)) / f"{copy}.png", pixels(10 * number + copy))
+    found = read_dataset(tmp_path)
+    assert found.classes == (GOOD, "a?b", "caf?")
+    few_shot_split(found, 2)
+    lines = summary_lines(summary(found, 2))
+    assert "\n".join(lines).encode().count(b"\n") == len(lines) - 1
 
 
 def test_good_by_another_name(tmp_path: Path) -> None:
@@ -211,6 +238,19 @@ def test_voc_windows(tmp_path: Path) -> None:
     assert pit.group == windows["a.png#2"].group != windows["c.png#1"].group, "windows of a photo stay together"
     with pytest.raises(InputError, match="crop: 5 pixels, must be at least 16"):
         read_dataset(tmp_path, crop=5)
+    with pytest.raises(InputError, match="no boxes to cut windows around; only voc and deeppcb have"):
+        read_dataset(simple_folder(tmp_path / "other"), crop=32)
+
+
+def test_voc_photos_may_lie_in_class_folders(tmp_path: Path) -> None:
+    for label in ("crazing", "patches"):
+        save(tmp_path / "images" / label / f"{label}_1.png", pixels(len(label), (60, 80)))
+        annotate(tmp_path, f"{label}_1", OBJECT.format(1, 2, 30, 40, name=label))
+    found = read_dataset(tmp_path)
+    assert [(photo.name, photo.label) for photo in found.photos] == [
+        ("images/crazing/crazing_1.png", "crazing"),
+        ("images/patches/patches_1.png", "patches"),
+    ]
 
 
 def test_voc_files_that_are_wrong(tmp_path: Path) -> None:
@@ -244,6 +284,9 @@ def test_voc_entities_are_refused(tmp_path: Path, encoding: str) -> None:
     )
     path = tmp_path / "set" / "Annotations" / "d.xml"
     path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding))
+    with pytest.raises(InputError, match=r"d\.xml: declares a document type or entities"):
+        read_dataset(tmp_path / "set")
+    path.write_text('<!DOCTYPE annotation SYSTEM "http://localhost/a.dtd"><annotation/>')
     with pytest.raises(InputError, match=r"d\.xml: declares a document type or entities"):
         read_dataset(tmp_path / "set")
 

@@ -15,6 +15,7 @@ from gmel.synthesis.data.layouts.entry import Entry, Index
 from gmel.synthesis.data.layouts.folder import index_folder
 from gmel.synthesis.data.layouts.mvtec import index_mvtec, is_mvtec
 from gmel.synthesis.data.layouts.voc import index_voc, is_voc
+from gmel.synthesis.data.paths import printable
 from gmel.synthesis.data.problem import Problem, counted
 from gmel.synthesis.data.reading import Grey, read_grey, read_mask
 from gmel.synthesis.data.windows import box_mask, windows_of
@@ -27,6 +28,7 @@ LAYOUTS = ("auto", "folder", "voc", "deeppcb", "mvtec")
 LARGEST_BYTES = 4 << 30
 """Photos, masks and templates are held in memory; a data set that needs more is refused before it fills it."""
 
+_WITH_BOXES = ("voc", "deeppcb")
 _DEEPPCB_WINDOW = 64
 
 
@@ -98,6 +100,8 @@ def read_dataset(
     if crop is not None and crop < 16:
         raise InputError(f"crop: {crop} pixels, must be at least 16; a window shows a defect and what is around it")
     found, index = _index(root, layout, good)
+    if crop is not None and found not in _WITH_BOXES:
+        raise InputError(f"crop: {root} has no boxes to cut windows around; only {' and '.join(_WITH_BOXES)} have")
     size = _DEEPPCB_WINDOW if crop is None and found == "deeppcb" else crop
     reading = _Reading(size)
     photos: list[Photo] = []
@@ -158,9 +162,10 @@ class _Reading:
             self.first_reason = self.first_reason or str(error)
             self._note("photo", entry.name)
             return []
-        photo = Photo(image, entry.label, group=entry.group, site=entry.site, name=entry.name)
+        label, group, site, name = map(printable, (entry.label, entry.group, entry.site, entry.name))
+        photo = Photo(image, label, group=group, site=site, name=name)
         photo = replace(photo, template=self._template_of(entry, image))
-        if self._size is not None and (entry.boxes or entry.label == GOOD):
+        if self._size is not None:
             return windows_of(photo, entry.boxes, self._size)
         return [replace(photo, mask=self._mask_of(entry, image))]
 

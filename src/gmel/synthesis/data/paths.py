@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from gmel.scenario.errors import InputError
 
-__all__ = ["SUFFIXES", "file_text", "images_in", "inside", "subfolders"]
+__all__ = ["SUFFIXES", "file_text", "images_in", "inside", "printable", "subfolders"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".gif"})
 """Ends of the names of files that are read as photos."""
@@ -33,6 +33,11 @@ def inside(root: Path, named: str, source: str) -> Path:
             "write it relative to the data set and without `..`"
         )
     return root.joinpath(*parts)
+
+
+def printable(name: str) -> str:
+    """A name that can be shown and hashed: bytes that are no text, and control characters, become question marks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gmel.synthesis.data.dataset import Dataset
+from gmel.synthesis.data.paths import printable
 from gmel.synthesis.data.splits import few_shot_split, shortages
 from gmel.synthesis.photo import GOOD, Photo
 
@@ -63,7 +64,8 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         last = f"learn, test: a split with {shots} shots a class (draw 0); good parts to learn from are one a group"
     else:
         last = "no split: see the classes that are too small"
-    return [first, "", *table, "", last, *(f"problem: {each['text']}" for each in facts["problems"])]
+    problems = (f"problem: {each['text']}" for each in facts["problems"])
+    return [printable(line) for line in (first, "", *table, "", last, *problems)]
 
 
 def _class(label: str, photos: Sequence[Photo]) -> dict[str, Any]:

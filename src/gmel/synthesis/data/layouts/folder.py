@@ -14,6 +14,7 @@ __all__ = ["index_folder"]
 _IMAGES = ("img", "imgs", "image", "images")
 _MASKS = ("mask", "masks", "ground_truth")
 _TEMPLATES = ("template", "templates")
+_PARTS = {"train", "training", "trainval", "test", "testing", "val", "valid", "validation"}
 _RESERVED = {*_IMAGES, *_MASKS, *_TEMPLATES}
 
 
@@ -21,9 +22,10 @@ def index_folder(root: Path, good: str) -> Index:
     """Lists the photos of class folders.
 
     Classes are the folders of `root` (or of its `images/`), with the photos in them or in their `img/`; or `root` has
-    a folder for each site with such folders in it. A mask is called like its photo, or `NAME_mask`, and lies beside
-    it, in `CLASS/mask/` or in `masks/CLASS/`; a PNG beside a JPEG of the same name is its mask. Templates are found
-    alike in `CLASS/template/` or `templates/CLASS/`; a single image in `templates/` is the template of all photos.
+    a folder for each site (or `train/`, `test/` and the like) with such folders in it. A mask is called like its photo,
+    or `NAME_mask`, and lies beside it, in `CLASS/mask/` or in `masks/CLASS/`; a PNG beside a JPEG of the same name is
+    its mask. Templates are found alike in `CLASS/template/` or `templates/CLASS/`; a single image in `templates/` is the
+    template of all photos.
 
     Args:
         root: the folder.
@@ -36,7 +38,8 @@ def index_folder(root: Path, good: str) -> Index:
     entries = list(_site(root, root, "", good))
     if not entries:
         for folder in _named(subfolders(root)):
-            entries += _site(root, folder, folder.name, good)
+            # Parts of somebody's split are not plants.
+            entries += _site(root, folder, "" if folder.name.lower() in _PARTS else folder.name, good)
     if not entries:
         loose = images_in(root) or [image for name in _IMAGES for image in images_in(root / name)]
         found = f"{len(loose)} photos without a class" if loose else "no photos in folders of classes"

@@ -34,7 +34,8 @@ def index_mvtec(root: Path, good: str) -> Index:
 
 
 def _is_product(folder: Path) -> bool:
-    return (folder / "train").is_dir() and (folder / "test").is_dir()
+    # Several classes to train on are somebody's split of class folders: the image-folder layout reads it.
+    return len(subfolders(folder / "train")) == 1 and (folder / "test").is_dir()
 
 
 def _product(root: Path, folder: Path, site: str, good: str) -> Iterator[Entry]:

@@ -39,6 +39,7 @@ def index_voc(root: Path, good: str) -> Index:
     if not documents:
         raise InputError(f"{root}: no `Annotations/*.xml`; is this the layout of Pascal VOC?")
     folders = [path for path in subfolders(root) if path.name.lower() in _IMAGES] or [root]
+    folders += [inner for folder in folders if folder != root for inner in subfolders(folder)]
     entries: list[Entry] = []
     corrupt: list[str] = []
     lost: list[str] = []
