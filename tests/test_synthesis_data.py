@@ -179,6 +179,14 @@ def test_draws_and_seeds_differ() -> None:
     assert abs(drawn - 120).max() < 5 * np.sqrt(120 * 0.7), "each as often"
 
 
+def test_photos_that_nobody_compared_are_groups_of_their_own() -> None:
+    whole = dataset({GOOD: [1] * 9, "pit": [1] * 9})
+    bare = Dataset("bare", tuple(replace(each, group="") for each in whole.photos))
+    split = few_shot_split(bare, 3)
+    assert (len(split.shots), len(split.good), len(split.test)) == (3, 4, 10)
+    assert not set(names(split.test)) & set(names((*split.shots, *split.good)))
+
+
 def test_another_class_changes_nothing_for_the_others() -> None:
     small, large = dataset({GOOD: [1] * 9, "pit": [2] * 9}), dataset({GOOD: [1] * 9, "pit": [2] * 9, "crack": [1] * 9})
     before, after = few_shot_split(small, 2), few_shot_split(large, 2)

@@ -38,7 +38,7 @@ class Dataset:
 
     Attributes:
         name: of the folder, for reports.
-        photos: in the order of their names; each has a group.
+        photos: in the order of the layout, always the same; each has a group.
         problems: what was found wrong while reading and comparing.
     """
 

@@ -60,8 +60,8 @@ def few_shot_split(
     """
     _check(shots, draw, test_share, test_per_class, split_seed)
     tested = _tested(dataset.photos, test_share, test_per_class, split_seed)
-    pool = [photo for photo in dataset.photos if photo.group not in tested]
-    test = [photo for photo in dataset.photos if photo.group in tested]
+    pool = [photo for photo in dataset.photos if _group(photo) not in tested]
+    test = [photo for photo in dataset.photos if _group(photo) in tested]
     taken: set[str] = set()
     drawn: dict[str, list[Photo]] = {}
     groups = {label: _groups(pool, label) for label in dataset.classes if label != GOOD}
@@ -86,8 +86,8 @@ def shortages(dataset: Dataset, shots: int = 5, test_share: float = 0.5) -> tupl
     """Classes that have too few groups for as many shots beside a test, one line each with what would do."""
     _check(shots, 0, test_share, None, 0)
     tested = _tested(dataset.photos, test_share, None, SPLIT_SEED)
-    pool = [photo for photo in dataset.photos if photo.group not in tested]
-    test = {photo.label for photo in dataset.photos if photo.group in tested}
+    pool = [photo for photo in dataset.photos if _group(photo) not in tested]
+    test = {photo.label for photo in dataset.photos if _group(photo) in tested}
     left = {label: len(_groups(pool, label)) for label in dataset.classes if label != GOOD}
     return tuple(
         Problem("tiny-class", _shortage(label, dataset.photos, count, shots), (label,))
@@ -138,12 +138,17 @@ def _tested(photos: Sequence[Photo], share: float, per_class: int | None, seed: 
     return tested
 
 
+def _group(photo: Photo) -> str:
+    """The group of a photo, itself where nobody compared it with others."""
+    return photo.group or photo.name
+
+
 def _groups(photos: Sequence[Photo], label: str) -> dict[str, list[Photo]]:
     """Photos of a class by group."""
     groups: dict[str, list[Photo]] = {}
     for photo in photos:
         if photo.label == label:
-            groups.setdefault(photo.group or photo.name, []).append(photo)
+            groups.setdefault(_group(photo), []).append(photo)
     return groups
 
 

@@ -24,8 +24,8 @@ def index_folder(root: Path, good: str) -> Index:
     Classes are the folders of `root` (or of its `images/`), with the photos in them or in their `img/`; or `root` has
     a folder for each site (or `train/`, `test/` and the like) with such folders in it. A mask is called like its photo,
     or `NAME_mask`, and lies beside it, in `CLASS/mask/` or in `masks/CLASS/`; a PNG beside a JPEG of the same name is
-    its mask. Templates are found alike in `CLASS/template/` or `templates/CLASS/`; a single image in `templates/` is the
-    template of all photos.
+    its mask. Templates are found alike in `CLASS/template/` or `templates/CLASS/`; one single image in `templates/` is
+    the template of all photos.
 
     Args:
         root: the folder.
