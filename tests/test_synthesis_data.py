@@ -13,6 +13,7 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.data.checks import check_photos, group_twins, thumbnails
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.data.splits import Split, few_shot_split, shortages
+from gmel.synthesis.data.summary import summary
 from gmel.synthesis.photo import GOOD, Photo
 from small_photos import dataset, pixels
 
@@ -243,6 +244,20 @@ def test_too_few_groups_is_said_with_the_remedy() -> None:
         few_shot_split(dataset({GOOD: [1] * 9, "pit": [1] * 7}), 4)
     assert not shortages(dataset({GOOD: [1] * 9, "pit": [1] * 7}), 3)
     few_shot_split(dataset({GOOD: [1] * 9, "pit": [1] * 7}), 3)
+
+
+def test_classes_that_take_groups_from_each_other_are_told_and_not_fatal() -> None:
+    photos = tuple(
+        Photo(pixels(0, (8, 8)), label, group=f"{board}", name=f"{board}{label}")
+        for board in range(8)
+        for label in ("open", "short")
+    )
+    whole = Dataset("boards", photos)
+    assert not shortages(whole, 3), "4 boards are left for each"
+    facts = summary(whole, 3)
+    assert facts["split"] is None
+    assert [problem["kind"] for problem in facts["problems"]] == ["tiny-class"]
+    assert summary(whole, 2)["split"]["learn"] == {"open": 2, "short": 2}
 
 
 @pytest.mark.parametrize(

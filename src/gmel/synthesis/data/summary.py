@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gmel.scenario.errors import InputError
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.data.paths import printable
+from gmel.synthesis.data.problem import Problem
 from gmel.synthesis.data.splits import few_shot_split, shortages
 from gmel.synthesis.photo import GOOD, Photo
 
@@ -14,7 +16,12 @@ __all__ = ["summary", "summary_lines"]
 def summary(dataset: Dataset, shots: int) -> dict[str, Any]:
     """What is in a data set, what is wrong, and what a split with so many shots would hold."""
     short = shortages(dataset, shots)
-    split = None if short else few_shot_split(dataset, shots)
+    split = None
+    if not short:
+        try:
+            split = few_shot_split(dataset, shots)
+        except InputError as error:  # classes that share their groups take them from each other
+            short = (Problem("tiny-class", str(error)),)
     return {
         "name": dataset.name,
         "photos": len(dataset.photos),
