@@ -1,5 +1,6 @@
 """Small photos for the tests of synthesis: quick to make, unlike each other."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ from PIL import Image
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.photo import GOOD, Photo
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = Path(os.environ.get("GMEL_REAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def real(name: str) -> Path:
     """A folder of real photos; the test is skipped where there is none."""
-    for root in (REAL, Path("/work/shared/data")):
-        if (root / name).is_dir():
-            return root / name
-    pytest.skip(f"real photos of {name} are not here; they may not be shipped")
+    if not (REAL / name).is_dir():
+        pytest.skip(f"real photos of {name} are not in {REAL} (GMEL_REAL_DATA); they may not be shipped")
+    return REAL / name
 
 
 def pixels(seed: int, shape: tuple[int, int] = (24, 20), dtype: Any = np.uint8) -> Any:
