@@ -50,6 +50,7 @@ def _variant(photo: Photo, random: np.random.Generator) -> Photo:
         mask=None if mask is None else np.ascontiguousarray(dihedral(mask[rows, columns], which)),  # pyright: ignore[reportArgumentType]
         template=None if template is None else np.ascontiguousarray(dihedral(template[rows, columns], which)),  # pyright: ignore[reportArgumentType]
         name=f"{photo.name} (augmented)",
+        source=photo.source or photo.name,
     )
 
 

@@ -8,7 +8,7 @@ many places. Masks say what a defect is; boxes do where nobody drew one.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportArgumentType=false
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -46,12 +46,14 @@ class Cut:
         mask: [height, width], true on the defect.
         centre: row and column of its middle, in sides of the photo (0 to 1).
         label: its class.
+        source: name of the photo.
     """
 
     pixels: Floats
     mask: NDArray[np.bool_]
     centre: tuple[float, float]
     label: str
+    source: str
 
 
 def cut_out(photo: Photo) -> Cut:
@@ -71,7 +73,9 @@ def cut_out(photo: Photo) -> Cut:
         )
     )
     centre = ((top + bottom) / 2 / height, (left + right) / 2 / width)
-    return Cut(photo.pixels()[top:bottom, left:right], photo.mask[top:bottom, left:right], centre, photo.label)
+    return Cut(
+        photo.pixels()[top:bottom, left:right], photo.mask[top:bottom, left:right], centre, photo.label, photo.name
+    )
 
 
 class Compose:
@@ -137,7 +141,9 @@ class Compose:
                 int(random.integers(side - cut_side + 1))
                 for side, cut_side in zip(source.shape, (height, width), strict=True)
             )
-            piece = Cut(source[top : top + height, left : left + width], cut.mask[:height, :width], cut.centre, GOOD)
+            piece = Cut(
+                source[top : top + height, left : left + width], cut.mask[:height, :width], cut.centre, GOOD, ""
+            )
             made.append(self._one([piece], GOOD, random, number))
         return made
 
@@ -152,6 +158,7 @@ class Compose:
             template=target.image if target.template is None else target.template,
             group="",
             name=f"{self.mode} {label} {number}",
+            source=cut.source,
         )
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
@@ -198,8 +205,8 @@ def warped(cut: Cut, random: np.random.Generator) -> Cut:
     moved = np.asarray(ndimage.affine_transform(pixels, **move, mode="nearest"), np.float32)
     mask_now = np.asarray(ndimage.affine_transform(mask, **move, mode="constant"), np.float32) > 0.5
     if not mask_now.any():
-        return Cut(pixels, mask > 0.5, cut.centre, cut.label)
-    return Cut(moved, mask_now, cut.centre, cut.label)
+        return replace(cut, pixels=pixels, mask=mask > 0.5)
+    return replace(cut, pixels=moved, mask=mask_now)
 
 
 def blended(target: Floats, cut: Cut, random: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:

@@ -27,6 +27,13 @@ Doubles = NDArray[np.float64]
 
 _STRENGTH = 1.0
 """Inverse strength of the L2 penalty on standardised features (0.1 and 1 are alike from 3 to 10 photos a class)."""
+_WHITE_STRENGTH = 0.05
+"""The same on whitened features."""
+_ENOUGH_GOOD = 30
+"""Good parts from which on their spread is known well enough to whiten by it."""
+_RIDGE = 0.5
+"""Added to the deviations of good parts along their principal axes, in deviations of a feature: what good parts hardly
+vary in is not blown up without bound."""
 _BOUND = 5.0
 """Standardised features are cut here: a photo unlike all others must not decide by one statistic."""
 _TEMPERATURES = (0.05, 20.0)
@@ -34,23 +41,40 @@ _TEMPERATURES = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Scaling:
-    """Standardisation of features: mean and deviation of the training rows, cut at five deviations.
+    """Standardisation of features, cut at five deviations; where good parts are plenty, also whitening by their spread.
+
+    In what good parts vary among themselves a defect may hide; along the axes of their largest spread differences count
+    least: linear discriminant analysis with one class that is known well.
 
     Attributes:
-        mean, deviation: [features].
+        mean, deviation: of the training rows, [features].
+        whitening: [features, features], or none.
     """
 
     mean: Floats
     deviation: Floats
+    whitening: Floats | None = None
 
     @classmethod
-    def fit(cls, features: Floats) -> Self:
-        """The scaling of training rows [photos, features]."""
-        return cls(features.mean(axis=0), features.std(axis=0) + np.float32(1e-6))
+    def fit(cls, features: Floats, good: NDArray[np.bool_] | None = None) -> Self:
+        """The scaling of training rows.
+
+        Args:
+            features: [photos, features].
+            good: which rows are real good parts, [photos].
+        """
+        plain = cls(features.mean(axis=0), features.std(axis=0) + np.float32(1e-6))
+        if good is None or np.count_nonzero(good) < _ENOUGH_GOOD:
+            return plain
+        rows = plain(features[good]).astype(np.float64)
+        variances, axes = np.linalg.eigh(np.cov(rows, rowvar=False))
+        whitening = axes / (np.sqrt(np.maximum(variances, 0.0)) + _RIDGE)
+        return cls(plain.mean, plain.deviation, whitening.astype(np.float32))
 
     def __call__(self, features: Floats) -> Floats:
         """[photos, features], standardised."""
-        return np.clip((features - self.mean) / self.deviation, -_BOUND, _BOUND)
+        standard = np.clip((features - self.mean) / self.deviation, -_BOUND, _BOUND)
+        return standard if self.whitening is None else standard @ self.whitening
 
 
 @dataclass(frozen=True)
@@ -74,27 +98,32 @@ class LinearDetector:
     threshold: float = 0.5
 
     @classmethod
-    def fit(cls, features: Floats, labels: Sequence[str]) -> Self:
+    def fit(
+        cls, features: Floats, labels: Sequence[str], synthetic: NDArray[np.bool_] | None = None, share: float = 0.5
+    ) -> Self:
         """The detector of training rows.
 
         Args:
             features: [photos, features].
             labels: [photos]; at least two classes. Each class weighs the same.
+            synthetic: which rows are synthetic, [photos]; none are where it is left out.
+            share: weight of the synthetic rows of a class in that of the class, 0 to 1.
 
         Raises:
             InputError: a single class.
         """
         names = np.asarray(labels)
+        made = np.zeros(names.size, np.bool_) if synthetic is None else synthetic
         found = sorted(set(names.tolist()))
         if len(found) < 2:
             raise InputError(f"photos of {' and '.join(found) or 'nothing'} alone; a detector needs two classes")
         classes = (*((GOOD,) if GOOD in found else ()), *(name for name in found if name != GOOD))
-        scaling = Scaling.fit(features)
-        model = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=1000)
+        scaling = Scaling.fit(features, (names == GOOD) & ~made)
+        model = LogisticRegression(C=_STRENGTH if scaling.whitening is None else _WHITE_STRENGTH, max_iter=500)
         with warnings.catch_warnings():
             # A penalised fit stopped at the last steps is as good for what follows.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(scaling(features), names)
+            model.fit(scaling(features), names, _weights(names, made, share))
         weights, bias = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
         if len(found) == 2:
             # scikit-learn keeps one row for two classes: that of the second; the first is the zero.
@@ -132,6 +161,19 @@ class LinearDetector:
     def alarming(self, good_features: Floats, false_alarms: float) -> Self:
         """With the threshold that keeps the rate of false alarms, from good parts held out of the training."""
         return replace(self, threshold=alarm_threshold(self.defect_probability(good_features), false_alarms))
+
+
+def _weights(names: NDArray[np.str_], made: NDArray[np.bool_], share: float) -> Doubles:
+    """Weight of each row: the same for each class, `share` of it for synthetic rows; one on average."""
+    weights = np.zeros(names.size)
+    kinds = np.unique(names)
+    for kind in kinds:
+        real, synthetic = (names == kind) & ~made, (names == kind) & made
+        both = real.any() and synthetic.any()
+        for rows, part in ((real, 1.0 - share if both else 1.0), (synthetic, share if both else 1.0)):
+            if rows.any():
+                weights[rows] = part / np.count_nonzero(rows)
+    return weights * names.size / kinds.size
 
 
 def fit_temperature(logits: Doubles, truth: Sequence[int]) -> float:
