@@ -56,8 +56,8 @@ def quantised(
     pixels: NDArray[np.floating], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Pixels from 0 to 1 as the sensor's integers: clipped and rounded."""
-    kind = np.uint8 if dtype == np.uint8 else np.uint16
-    return np.rint(np.clip(pixels, 0.0, 1.0) * np.iinfo(kind).max).astype(kind)
+    level = np.rint(np.clip(pixels, 0.0, 1.0) * np.iinfo(dtype).max)
+    return level.astype(np.uint8) if dtype == np.uint8 else level.astype(np.uint16)
 
 
 def labels_of(photos: "list[Photo] | tuple[Photo, ...]") -> tuple[str, ...]:
