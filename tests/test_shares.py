@@ -287,6 +287,8 @@ def test_the_estimate_is_a_bound_while_nobody_else_comes(gpus: int) -> None:
         seen = seen_by(environment, after)
         expected = np.asarray(expected_latency_s(seen))[0]
         work_left_s = float(after.broadcasts.wait_s[0, 0])
+        # What a row without a request would do is nobody's: it sees all the work there.
+        np.testing.assert_array_equal(np.asarray(option(seen, "backlog_s"))[1:, 1::2], work_left_s)
         for choice in (1, 3, 5):
             projected = projected_by(environment, after, jnp.full(environment.requests, choice))
             assert float(projected.latency_s[0]) <= expected[choice] * (1 + 1e-5)

@@ -105,6 +105,11 @@ class Switches:
         return chosen_weights(self.band_weights, self.cpu_weights)
 
     @property
+    def own_waits(self) -> bool:
+        """Whether the wait at a server differs by who asks: by its gang, or by the weight of its task."""
+        return self.discipline == "gang" or bool(self.cpu_weights)
+
+    @property
     def parts(self) -> int:
         """Most servers that work on one task."""
         return max(self.split_options, default=1)
