@@ -230,6 +230,9 @@ class TestGangs:
         present, gang = np.asarray(seen.present), np.asarray(state.requests.gang)
         assert (gang[present] == 2).any()
         np.testing.assert_array_equal(np.asarray(seen.mask)[present, 2], gang[present] < 2)
+        np.testing.assert_array_equal(
+            np.asarray(option(seen, "backlog_s"))[present, 2], 86_400.0 * (gang[present] == 2)
+        )
         assert np.asarray(seen.mask)[present][:, [1, 3]].all()
 
     def test_devices_expect_the_wait_and_the_load_of_their_gang(self) -> None:

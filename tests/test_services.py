@@ -24,7 +24,7 @@ from gmel.policies.rules import UniformRandom
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
-from gmel.simulator.adapters.flat import flat_rows, row_columns
+from gmel.simulator.adapters.flat import flat_columns, flat_rows
 from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.levels import split_action
@@ -357,7 +357,7 @@ def test_the_flat_view_marks_the_model() -> None:
     environment, batch = observed()
     seen = jax.tree.map(lambda leaf: leaf[3], batch)
     rows = np.asarray(flat_rows(seen, scale_of(scenario)))
-    columns = row_columns(environment)
+    columns = flat_columns(environment)
     assert rows.shape[1] == len(columns)
     first = columns.index("model 0")
     present = np.asarray(seen.present)

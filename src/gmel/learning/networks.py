@@ -42,6 +42,8 @@ OPTION_INPUTS = 18
 TASK_INPUTS = 7
 """Of a task; more where the scenario hides quality (`task_inputs`)."""
 DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
+_LONGEST = 50.0
+"""Of a time that enters a sum as it is, in units of `Scale.time_s`."""
 # Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
 # so that the direct weights must move faster than those of the network.
 _TEMPERATURE_PACE, _DIRECT_PACE = 4.0, 2.0
@@ -116,7 +118,7 @@ def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch reque
     latency."""
 
     def seconds(name: str) -> Float[Array, "*batch requests options"]:
-        return jnp.minimum(option(observation, name) / scale.time_s, 50.0)
+        return jnp.minimum(option(observation, name) / scale.time_s, _LONGEST)
 
     upload, backlog, service = seconds("upload_s"), seconds("backlog_s"), seconds("service_s")
     switch, download = seconds("switch_s"), seconds("download_s")
@@ -314,11 +316,13 @@ def servers_seen(
         return option(fresh, name)[..., views, 1:places]
 
     wait, speed = column("backlog_s") / scale.time_s, column("speed") * scale.time_s / scale.work
+    if own_waits:  # a server with too few GPUs for a gang never has them
+        wait = jnp.minimum(wait, _LONGEST)
     return jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(column("gpus"))], axis=-1)
 
 
 def mean_of_rows(x: Float[Array, "..."], present: Bool[Array, "*batch requests"]) -> Float[Array, "..."]:
-    """Mean of `x` [*batch, views, ...] over the requests that are present, all rows if none is; one view is the mean."""
+    """Mean of `x` [*batch, views, ...] over the requests present, all rows where none is; one view is the mean."""
     axis = present.ndim - 1
     if x.shape[axis] == 1:
         return jnp.squeeze(x, axis)
