@@ -20,7 +20,7 @@ from gmel.learning.networks import Actor, AttentionCritic, encode
 from gmel.learning.registry import make_algorithm
 from gmel.policies.central import EarliestFinish
 from gmel.policies.exported import ExportedPolicy
-from gmel.policies.rules import UniformRandom
+from gmel.policies.rules import UniformRandom, expected_cost_s
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
@@ -130,14 +130,22 @@ def test_only_services_that_are_offered_may_be_chosen() -> None:
 
 
 def test_what_is_observed_is_what_is_projected() -> None:
-    environment, state = opened(offering(reward="latency = 1.0\nquality = 2.0\nlatency_scale_s = 5.0"))
-    seen = environment.observe(state)
+    """Of a request alone on an empty plant: the other cost is that by hand, and the whole cost that of the step."""
+    environment, state = opened(offering(reward="latency = 1.0\nquality = 2.0\nlatency_scale_s = 5.0\nclip = 100.0"))
     row = int(np.flatnonzero(np.asarray(state.requests.present))[0])
-    model = int(state.requests.model[row])
-    for o in np.flatnonzero(np.asarray(seen.mask)[row]):
+    alone = jnp.arange(environment.requests) == row
+    state = state._replace(requests=state.requests._replace(present=alone, noise=jnp.ones(environment.requests)))
+    seen, model = environment.observe(state), int(state.requests.model[row])
+    allowed = np.flatnonzero(np.asarray(seen.mask)[row])
+    assert {digits(int(o))[3] for o in allowed} == {0, 1}
+    for o in allowed:
         place, steps, _, service = digits(int(o))
         quality = by_hand(place, service, model, STEPS[steps])
         assert float(other_cost_s(seen)[row, o]) == pytest.approx(-2.0 * quality * 5.0, rel=1e-5)
+    project = jax.jit(jax.vmap(lambda o: environment.project(state, jnp.full(environment.requests, o)).cost[row]))
+    waited_s = float(-state.requests.generated_s[row])
+    expected_s = np.asarray(expected_cost_s(seen))[row, allowed] + waited_s
+    np.testing.assert_allclose(5.0 * np.asarray(project(jnp.asarray(allowed))), expected_s, rtol=1e-4, atol=1e-4)
 
 
 CAPACITY = """
