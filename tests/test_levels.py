@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from exported_actors import survives_export
 from gmel.evaluation.ladder import RULES
-from gmel.learning.export import export_policy, load_actor
 from gmel.learning.networks import Actor
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
 from gmel.policies.central import Coordinated, EarliestFinish, SlotOptimum
-from gmel.policies.exported import ExportedPolicy
 from gmel.policies.rules import Greedy, expected_cost_s
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario, parse_scenario, to_toml
@@ -194,14 +193,7 @@ def test_an_actor_starts_at_the_expected_cost_and_survives_export(tmp_path) -> N
     for row in np.flatnonzero(present):
         # The untrained network adds almost nothing.
         assert np.corrcoef(logits[row][mask[row]], -cost[row][mask[row]])[0, 1] > 0.99
-    folder = export_policy(
-        actor, tmp_path / "policy", scenario_digest="x", scenario_name="levels", training={"algorithm": "test"}
-    )
-    again = load_actor(folder)
-    np.testing.assert_array_equal(np.asarray(again(seen)), logits)
-    exported = ExportedPolicy.load(folder)
-    found = exported.logits(*(np.asarray(part) for part in (seen.task, seen.options, seen.mask, seen.present)))
-    np.testing.assert_allclose(found[mask], logits[mask], atol=1e-4)
+    exported = survives_export(actor, seen, tmp_path / "policy")
     with pytest.raises(InputError, match="options: shape"):
         exported.logits(np.asarray(seen.task), np.asarray(seen.options)[..., :-1], mask)
 

@@ -27,14 +27,13 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.presence import presence_of, stays_at
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
-from small_plants import plant_text
+from small_plants import WIRED, plant_text
 
 Plan = list[tuple[float, float]]
 ALWAYS: Plan = [(0.0, math.inf)]
 # Ends inside slots and at slot starts; away at first; away for good at last.
 PLANS: list[Plan] = [[(0.0, 7.3), (15.55, 22.0), (31.0, math.inf)], ALWAYS, [(9.25, 40.5)]]
 SLOTS, DRAIN_SLOTS = 60, 60
-WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
 
 
 def plant(plans: list[Plan] = PLANS, service: str = "", server: str = "", **choices: Any) -> Scenario:

@@ -14,9 +14,8 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
-from small_plants import plant_text
+from small_plants import WIRED, plant_text
 
-WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
 RADIO = 'model = "uniform-snr"\nrate = "shannon"\nfading = "none"\nfloor = "clip"\ndownload = false'
 Choice = Callable[[Environment, State], jax.Array]
 

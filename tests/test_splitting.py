@@ -22,7 +22,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.observation import split_of
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import State, option
-from small_plants import opened, plant_text, rule_keeps_to_the_mask
+from small_plants import WIRED, opened, plant_text, rule_keeps_to_the_mask
 from test_equal_finish import Server, shares_by_bisection
 
 SHARED_BAND = """
@@ -424,7 +424,7 @@ class TestPolicies:
     def test_reservations_know_of_the_parts(self, gpus: tuple[int, ...], margin: float) -> None:
         """Where sending takes no time, they come near to a search that sees what really follows."""
         scenario = plant(
-            radio='model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false',
+            radio=WIRED,
             tasks="",
             age=0,
             gpus=gpus,
