@@ -25,12 +25,12 @@ def room_for_steps(environment: Environment, state: State) -> jax.Array:
 def one_by_one(environment: Environment, state: State, best: Best, services: int = 1) -> jax.Array:
     """Each request in turn takes the best server x services + service, by the room that those before it in the slot
     left: `best` of that and of its row."""
-    requests = state.requests
-    assert requests.steps is not None
+    requests, steps = state.requests, state.requests.steps
+    assert steps is not None  # with a capacity
 
     def place(room: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
         number = best(room, row)
-        used = jnp.where(requests.present[row], requests.steps[row], 0.0)
+        used = jnp.where(requests.present[row], steps[row], 0.0)
         return room - used * (jnp.arange(environment.servers) == number // services), number
 
     return jax.lax.scan(place, room_for_steps(environment, state), jnp.arange(environment.requests))[1]

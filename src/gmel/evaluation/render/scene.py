@@ -225,7 +225,7 @@ def side_by_side(start_s: Floats, end_s: Floats) -> NDArray[np.int64]:
         if not free:
             free_s.append(-math.inf)
         lane[task] = free[0] if free else len(free_s) - 1
-        free_s[lane[task]] = end_s[task]
+        free_s[lane[task]] = float(end_s[task])
     return lane
 
 
