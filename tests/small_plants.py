@@ -26,6 +26,9 @@ sharing = "none"
 download = false
 """
 
+WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
+"""Every device in the cell of a server, sending in no time."""
+
 CATALOGUE = """
 [[models]]
 name = "small"
