@@ -99,37 +99,41 @@ class LinearDetector:
 
     @classmethod
     def fit(
-        cls, features: Floats, labels: Sequence[str], synthetic: NDArray[np.bool_] | None = None, share: float = 0.5
+        cls,
+        features: Floats,
+        labels: Sequence[str],
+        synthetic: NDArray[np.bool_] | None = None,
+        weights: Doubles | None = None,
     ) -> Self:
-        """The detector of training rows.
+        """The detector of training rows. Each class weighs the same.
 
         Args:
             features: [photos, features].
-            labels: [photos]; at least two classes. Each class weighs the same.
-            synthetic: which rows are synthetic, [photos]; none are where it is left out.
-            share: weight of the synthetic rows of a class in that of the class, 0 to 1.
+            labels: [photos]; at least two classes.
+            synthetic: which rows are synthetic, [photos]; the scaling does not learn from them.
+            weights: of the rows within their class, [photos]; the same for all where they are left out.
 
         Raises:
             InputError: a single class.
         """
         names = np.asarray(labels)
-        made = np.zeros(names.size, np.bool_) if synthetic is None else synthetic
+        made = np.zeros(names.size, np.bool_) if synthetic is None or synthetic.all() else synthetic
         found = sorted(set(names.tolist()))
         if len(found) < 2:
             raise InputError(f"photos of {' and '.join(found) or 'nothing'} alone; a detector needs two classes")
         classes = (*((GOOD,) if GOOD in found else ()), *(name for name in found if name != GOOD))
-        scaling = Scaling.fit(features, (names == GOOD) & ~made)
+        scaling = Scaling.fit(features[~made], (names == GOOD)[~made])
         model = LogisticRegression(C=_STRENGTH if scaling.whitening is None else _WHITE_STRENGTH, max_iter=500)
         with warnings.catch_warnings():
             # A penalised fit stopped at the last steps is as good for what follows.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(scaling(features), names, _weights(names, made, share))
-        weights, bias = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
+            model.fit(scaling(features), names, _balanced(names, weights))
+        slopes, bias = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
         if len(found) == 2:
             # scikit-learn keeps one row for two classes: that of the second; the first is the zero.
-            weights, bias = np.concatenate([0.0 * weights, weights]), np.concatenate([0.0 * bias, bias])
+            slopes, bias = np.concatenate([0.0 * slopes, slopes]), np.concatenate([0.0 * bias, bias])
         order = [found.index(name) for name in classes]
-        return cls(classes, scaling, weights[order], bias[order])
+        return cls(classes, scaling, slopes[order], bias[order])
 
     def logits(self, features: Floats) -> Doubles:
         """[photos, classes], before the temperature."""
@@ -163,17 +167,12 @@ class LinearDetector:
         return replace(self, threshold=alarm_threshold(self.defect_probability(good_features), false_alarms))
 
 
-def _weights(names: NDArray[np.str_], made: NDArray[np.bool_], share: float) -> Doubles:
-    """Weight of each row: the same for each class, `share` of it for synthetic rows; one on average."""
-    weights = np.zeros(names.size)
-    kinds = np.unique(names)
-    for kind in kinds:
-        real, synthetic = (names == kind) & ~made, (names == kind) & made
-        both = real.any() and synthetic.any()
-        for rows, part in ((real, 1.0 - share if both else 1.0), (synthetic, share if both else 1.0)):
-            if rows.any():
-                weights[rows] = part / np.count_nonzero(rows)
-    return weights * names.size / kinds.size
+def _balanced(names: NDArray[np.str_], weights: Doubles | None) -> Doubles:
+    """Weights that sum to the same for each class, one on average."""
+    given = np.ones(names.size) if weights is None else weights
+    _, kind = np.unique(names, return_inverse=True)
+    total = np.bincount(kind, weights=given)
+    return given / total[kind] * names.size / total.size
 
 
 def fit_temperature(logits: Doubles, truth: Sequence[int]) -> float:
