@@ -3,8 +3,8 @@
 Each shot is left out once, with everything that was made from it; detectors are trained on the rest, one for each
 candidate (nothing, classic augmentation, a mode of synthesis at a share), and judged on the shot and on good parts that
 no training saw, neither as good parts nor as grounds of synthetic photos. A candidate replaces classic augmentation
-only where its gain in log score is greater than its standard error; finding defects and naming their types are decided
-apart, and so is each class. With five photos a class the shots say little, so the gate is slow to believe.
+only where its gain in log score is greater than 1.64 standard errors; finding defects and naming their types are
+decided apart, and so is each class. With five photos a class the shots say little, so the gate is slow to believe.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,10 @@ __all__ = ["SHARES", "Decision", "Evidence", "decide"]
 SHARES = (0.05, 0.15, 0.35)
 """Shares of synthetic rows that are tried; above a third synthesis has only ever harmed (docs/synthesis.md)."""
 
-_DOUBT = 1.0
+_DOUBT = 1.64
 """Standard errors by which a gain has to exceed zero."""
+_CLASS_DOUBT = 2.0
+"""The same for a single class, whose best candidate is the best of many on a handful of photos."""
 _LEAST_CHANCE = 1e-6
 
 
@@ -163,7 +165,7 @@ def _choose(
         best = max(
             (_evidence(name, found, base, label) for name, found in judged.items() if name != CLASSIC), key=_lower
         )
-        if best.holds:
+        if best.gain > _CLASS_DOUBT * best.error:
             mixed[label] = candidates[best.candidate][label]
     used = [choice for label, choice in mixed.items() if label != GOOD and choice.mode not in (NONE, CLASSIC)]
     if used:

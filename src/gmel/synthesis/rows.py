@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gmel.synthesis.detector.linear import Doubles, LinearDetector
 from gmel.synthesis.photo import GOOD, Floats
 
-__all__ = ["CLASSIC", "NONE", "Choice", "Heads", "Mixture", "Rows", "fit_head", "fit_heads", "training_rows"]
+__all__ = ["CLASSIC", "NONE", "Choice", "Heads", "Mixture", "Rows", "fit_head", "fit_heads", "joined", "training_rows"]
 
 NONE = "none"
 CLASSIC = "classic"
@@ -45,6 +45,15 @@ class Rows:
     def without(self, sources: Iterable[str]) -> "Rows":
         """The rows that were not made from any of these shots."""
         return self.where(~np.isin(self.sources, list(sources)))
+
+
+def joined(*parts: Rows) -> Rows:
+    """All rows of several, in order."""
+    return Rows(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.sources for part in parts]),
+    )
 
 
 @dataclass(frozen=True, order=True)
@@ -92,12 +101,7 @@ def training_rows(
             parts.append(drawn)
             weights.append(np.full(len(drawn), share / len(drawn)))
             synthetic.append(np.ones(len(drawn), np.bool_))
-    rows = Rows(
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.sources for part in parts]),
-    )
-    return rows, np.concatenate(synthetic), np.concatenate(weights)
+    return joined(*parts), np.concatenate(synthetic), np.concatenate(weights)
 
 
 @dataclass(frozen=True)

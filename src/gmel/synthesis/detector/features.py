@@ -1,6 +1,6 @@
 """What a detector reads of a photo: one table of features, computed once for every photo."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -51,22 +51,15 @@ def extractor_for(photos: Sequence[Photo]) -> Extractor:
 class FeatureBook:
     """Features of photos that come again and again (the test set, good parts): each is computed once."""
 
-    def __init__(self, extractor: Extractor, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
         self._known: dict[Photo, Floats] = {}
-        self._progress = progress
 
     def __call__(self, photos: Sequence[Photo]) -> Floats:
         """[photos, features], in the order asked."""
         new = [photo for photo in dict.fromkeys(photos) if photo not in self._known]
-        for start in range(0, len(new), _BATCH):
-            batch = new[start : start + _BATCH]
-            self._known.update(zip(batch, self.extractor(batch), strict=True))
-            if self._progress is not None:
-                self._progress(len(self._known))
+        if new:
+            self._known.update(zip(new, self.extractor(new), strict=True))
         if not photos:
             return np.zeros((0, len(self.extractor.names)), np.float32)
         return np.stack([self._known[photo] for photo in photos])
-
-
-_BATCH = 64
