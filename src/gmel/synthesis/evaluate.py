@@ -197,11 +197,12 @@ def _draw(lesson: Lesson, split: Split, book: FeatureBook) -> dict[str, Any]:
     made = lesson.made(frozenset())
 
     def scored(heads: Heads) -> dict[str, Any]:
-        return _plain(score(heads.probabilities(features), heads.classes, labels))
+        return _plain(score(heads.probabilities(features), heads.classes, labels, heads.threshold))
 
     def uniform(choice: Choice) -> dict[str, Any]:
         mixture = dict.fromkeys(classes, choice)
-        return scored(fit_heads(lesson.real, lesson.classic, made, mixture, mixture))
+        heads = fit_heads(lesson.real, lesson.classic, made, mixture, mixture)
+        return scored(heads.alarming(lesson.judges.features))
 
     scores = {"real": uniform(Choice(NONE)), BASE: uniform(Choice(CLASSIC))}
     for mode in lesson.samples:

@@ -1,13 +1,14 @@
 """What a detector learns from: rows of features, which of them are synthetic, and how they are mixed."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmel.synthesis.detector.linear import Doubles, LinearDetector
+from gmel.synthesis.detector.linear import Doubles, LinearDetector, alarm_threshold, softmax
+from gmel.synthesis.detector.scores import FALSE_ALARMS
 from gmel.synthesis.photo import GOOD, Floats
 
 __all__ = ["CLASSIC", "NONE", "Choice", "Heads", "Mixture", "Rows", "fit_head", "fit_heads", "joined", "training_rows"]
@@ -114,11 +115,20 @@ class Heads:
     Attributes:
         detection: gives the probability of `GOOD`; none where there are no good parts.
         typing: gives the probabilities of the types among defects; none where there is one type.
+        threshold: probability of a defect above which a photo is called one.
     """
 
     classes: tuple[str, ...]
     detection: LinearDetector | None
     typing: LinearDetector | None
+    threshold: float = 0.5
+
+    def alarming(self, good_features: Floats, false_alarms: float = FALSE_ALARMS) -> "Heads":
+        """With the threshold that keeps the rate of false alarms on good parts that were not learned from."""
+        if self.detection is None or not len(good_features):
+            return self
+        suspicion = self.detection.defect_probability(good_features)
+        return replace(self, threshold=alarm_threshold(suspicion, false_alarms))
 
     def probabilities(self, features: Floats) -> Doubles:
         """[photos, classes]."""
@@ -126,8 +136,8 @@ class Heads:
         kinds = [name for name in self.classes if name != GOOD]
         types = np.ones((photos, 1))
         if self.typing is not None:
-            given = self.typing.probabilities(features)[:, [self.typing.classes.index(kind) for kind in kinds]]
-            types = given / given.sum(axis=1, keepdims=True)
+            logits = self.typing.logits(features)[:, [self.typing.classes.index(kind) for kind in kinds]]
+            types = softmax(logits / self.typing.temperature)
         if self.detection is None:
             return types
         defect = self.detection.defect_probability(features)[:, None]

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from gmel.scenario.errors import InputError
 from gmel.synthesis.photo import GOOD, Floats
 
-__all__ = ["LinearDetector", "Scaling", "alarm_threshold", "fit_temperature"]
+__all__ = ["LinearDetector", "Scaling", "alarm_threshold", "fit_temperature", "softmax", "two_ways"]
 
 Doubles = NDArray[np.float64]
 
@@ -141,17 +141,17 @@ class LinearDetector:
 
     def probabilities(self, features: Floats) -> Doubles:
         """[photos, classes], calibrated where the detector is."""
-        return _softmax(self.logits(features) / self.temperature)
+        return softmax(self.logits(features) / self.temperature)
 
     def defect_probability(self, features: Floats) -> Doubles:
-        """[photos]: one minus the probability of `GOOD`.
+        """[photos]: the probability that it is no good part. The temperature does not change the order of photos.
 
         Raises:
             InputError: it was trained without good parts.
         """
         if GOOD not in self.classes:
             raise InputError("the detector has seen no good parts: it names types, it finds no defects")
-        return 1.0 - self.probabilities(features)[:, 0]
+        return softmax(two_ways(self.logits(features)) / self.temperature)[:, 1]
 
     def calibrated(self, logits: Doubles, labels: Sequence[str]) -> Self:
         """With the temperature that fits logits of photos that were held out of the training.
@@ -175,6 +175,13 @@ def _balanced(names: NDArray[np.str_], weights: Doubles | None) -> Doubles:
     return given / total[kind] * names.size / total.size
 
 
+def two_ways(logits: Doubles) -> Doubles:
+    """Logits of good and of any defect: [photos, 2], from those of all classes, good first."""
+    top = logits[:, 1:].max(axis=1)
+    defect = top + np.log(np.exp(logits[:, 1:] - top[:, None]).sum(axis=1))
+    return np.stack([logits[:, 0], defect], axis=1)
+
+
 def fit_temperature(logits: Doubles, truth: Sequence[int]) -> float:
     """The temperature of least log loss (each class weighing the same).
 
@@ -188,7 +195,7 @@ def fit_temperature(logits: Doubles, truth: Sequence[int]) -> float:
     weight = 1.0 / np.bincount(column, minlength=logits.shape[1])[column]
 
     def loss(log_temperature: float) -> float:
-        chance = _softmax(logits / np.exp(log_temperature))[np.arange(column.size), column]
+        chance = softmax(logits / np.exp(log_temperature))[np.arange(column.size), column]
         return float(-np.sum(weight * np.log(chance + 1e-12)))
 
     found = optimize.minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
@@ -217,6 +224,7 @@ def alarm_threshold(suspicion: Doubles, false_alarms: float) -> float:
     return float(np.sort(suspicion)[::-1][max(place - 1, 0)])
 
 
-def _softmax(logits: Doubles) -> Doubles:
+def softmax(logits: Doubles) -> Doubles:
+    """Probabilities of logits, over the last axis: [photos, classes]."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)

@@ -32,7 +32,7 @@ class Scores:
         auroc: probability that a photo of a defect has a greater defect probability than one of a good part.
         tpr: share of defects found where `FALSE_ALARMS` of the test's good parts are called defect.
         type_accuracy: mean over defect classes of the share of photos whose class is named among the defects.
-        balanced_accuracy: mean over all classes of the share of photos whose class is named.
+        balanced_accuracy: mean over all classes of the share of photos whose class is named, at the threshold.
         recall: the latter by class.
     """
 
@@ -43,13 +43,16 @@ class Scores:
     recall: dict[str, float]
 
 
-def score(probabilities: NDArray[np.floating], classes: Sequence[str], labels: Sequence[str]) -> Scores:
+def score(
+    probabilities: NDArray[np.floating], classes: Sequence[str], labels: Sequence[str], threshold: float = 0.5
+) -> Scores:
     """Scores of predictions.
 
     Args:
         probabilities: [photos, classes].
         classes: names of the columns.
         labels: the truth, [photos]; every one of `classes`.
+        threshold: probability of a defect above which a photo is called one, and named by its likeliest type.
 
     Raises:
         ValueError: a label that is no column, or no photos.
@@ -65,12 +68,15 @@ def score(probabilities: NDArray[np.floating], classes: Sequence[str], labels: S
         suspicion = 1.0 - probabilities[:, list(classes).index(GOOD)]
         auroc = float(roc_auc_score(defect, suspicion))
         tpr = float(np.mean(suspicion[defect] > _quantile(suspicion[~defect], FALSE_ALARMS)))
-    named = names[np.argmax(probabilities, axis=1)]
+    among = [n for n, c in enumerate(classes) if c != GOOD]
+    kind = names[among][np.argmax(probabilities[:, among], axis=1)]
+    called = np.ones(truth.size, np.bool_)
+    if GOOD in classes:
+        called = 1.0 - probabilities[:, list(classes).index(GOOD)] > threshold
+    named = np.where(called, kind, GOOD)
     recall = {str(c): float(np.mean(named[truth == c] == c)) for c in names if np.any(truth == c)}
     typed = float("nan")
-    among = [n for n, c in enumerate(classes) if c != GOOD]
     if defect.any() and len(among) > 1:
-        kind = names[among][np.argmax(probabilities[:, among], axis=1)]
         typed = float(np.mean([np.mean(kind[truth == c] == c) for c in names[among] if np.any(truth == c)]))
     return Scores(auroc, tpr, typed, float(np.mean(list(recall.values()))), recall)
 
