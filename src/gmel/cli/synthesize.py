@@ -10,7 +10,7 @@ from gmel.cli.progress import ConsoleReporter
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Few-shot synthesis of defects: data, fit, sample, evaluate.", no_args_is_help=True)
+app = typer.Typer(help="Few-shot synthesis of defects: photos, generators, detectors.", no_args_is_help=True)
 
 
 @app.callback()
@@ -131,3 +131,41 @@ def evaluate(
     with ConsoleReporter() as reporter:
         found = run_experiment(folder, builtin, layout, good, crop, settings, out, resume, reporter)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))
+
+
+@app.command("train")
+def train(
+    folder: Annotated[Path, typer.Argument(help="The folder with photos of defects and good parts.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of the detector, .safetensors.")],
+    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
+    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    modes: Annotated[str, typer.Option(help="Modes to try, separated by commas; the gate decides.")] = "compose",
+    encoder: Annotated[Path | None, typer.Option(help="A frozen ONNX encoder in place of texture features.")] = None,
+    false_alarms: Annotated[float, typer.Option(help="Share of good parts that may be called defect.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the gate found as JSON.")] = False,
+) -> None:
+    """Train a detector on all photos of a folder; the gate decides what synthesis adds to it."""
+    from gmel.synthesis.fitting import train_from_folder, training_lines  # noqa: PLC0415
+    from gmel.synthesis.modes import modes_named  # noqa: PLC0415
+
+    with ConsoleReporter() as reporter:
+        facts = train_from_folder(folder, layout, good, modes_named(modes), encoder, false_alarms, seed, out, reporter)
+        reporter.note(f"detector in {out}")
+    typer.echo(json.dumps(facts, allow_nan=False) if as_json else "\n".join(training_lines(facts)))
+
+
+@app.command("detect")
+def detect(
+    detector: Annotated[Path, typer.Argument(help="A file of `gmel synthesize train`.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    encoder: Annotated[Path | None, typer.Option(help="The ONNX encoder that it was trained on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a photo.")] = False,
+) -> None:
+    """Say of photos whether they show a defect, which one, and how sure that is."""
+    from gmel.synthesis.fitting import detect_in, finding_line  # noqa: PLC0415
+
+    with ConsoleReporter() as reporter:
+        findings = detect_in(detector, photos, encoder, reporter)
+        for found in findings:
+            typer.echo(finding_line(found, as_json))

@@ -1,21 +1,36 @@
-"""From a folder to a generator, from a generator to photos, from a folder to the report: what the commands do."""
+"""From a folder to a generator, a detector, photos, findings or the report: what the commands do."""
 
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.data.dataset import Dataset, read_dataset
+from gmel.synthesis.data.paths import SUFFIXES
 from gmel.synthesis.data.procedural import procedural_dataset
+from gmel.synthesis.data.reading import read_grey
 from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_class, write_sheet
 from gmel.synthesis.data.splits import few_shot_split
 from gmel.synthesis.data.write import check_folder, write_dataset
+from gmel.synthesis.detector_file import Finding, load_detector, save_detector, train_detector
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
 from gmel.synthesis.generator import Generator, load_generator
 from gmel.synthesis.modes import MODES, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.report import write_report
 
-__all__ = ["draw_samples", "fit_generator", "run_experiment"]
+__all__ = [
+    "detect_in",
+    "draw_samples",
+    "finding_line",
+    "fit_generator",
+    "run_experiment",
+    "train_from_folder",
+    "training_lines",
+]
 
 _MOST_SAMPLES = 100_000
 
@@ -38,8 +53,7 @@ def fit_generator(
         InputError: the folder, the mode or the place to write cannot be used.
     """
     kind = mode_named(mode)
-    if out.is_dir() or not out.resolve().parent.is_dir():
-        raise InputError(f"{out}: a file in a folder that exists is needed, for instance generator.safetensors")
+    _check_file(out)
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
     if shots is None:
@@ -49,6 +63,118 @@ def fit_generator(
         chosen, parts = list(split.shots), list(split.good)
     reporter.stage(f"fitting {mode} on {len(chosen)} photos of defects and {len(parts)} good parts")
     return kind.fit(chosen, parts, seed, reporter)
+
+
+def _check_file(out: Path) -> None:
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: a file in a folder that exists is needed, for instance defects.safetensors")
+
+
+def train_from_folder(
+    folder: Path,
+    layout: str,
+    good: str,
+    modes: Sequence[str],
+    encoder: Path | None,
+    false_alarms: float,
+    seed: int,
+    out: Path,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Trains a detector on all photos of a folder and writes it.
+
+    Returns:
+        What the gate chose and why, the threshold, what could not be used.
+
+    Raises:
+        InputError: the folder, the encoder or the place to write cannot be used.
+    """
+    _check_file(out)
+    dataset = read_dataset(folder, layout, good, reporter=reporter)
+    shots = [photo for photo in dataset.photos if photo.label != GOOD]
+    parts = [photo for photo in dataset.photos if photo.label == GOOD]
+    detector, decision, facts = train_detector(shots, parts, modes, encoder, false_alarms, seed, reporter)
+    save_detector(out, detector)
+    return {
+        **facts,
+        "classes": list(detector.heads.classes),
+        "threshold": detector.heads.threshold if parts else None,
+        "gate": {
+            "detection": {label: asdict(choice) for label, choice in decision.detection.items()},
+            "typing": {label: asdict(choice) for label, choice in decision.typing.items()},
+            "evidence": {part: [_finite(asdict(found)) for found in rows] for part, rows in decision.evidence.items()},
+        },
+    }
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts for JSON: infinite errors (a class with one shot) are null."""
+    return {key: None if isinstance(value, float) and value in _ENDLESS else value for key, value in facts.items()}
+
+
+_ENDLESS = (float("inf"), float("-inf"))
+
+
+def training_lines(facts: dict[str, Any]) -> list[str]:
+    """What a person wants to know of a training."""
+    out = [f"learned from {facts['shots']} photos of defects and {facts['good']} good parts"]
+    for part, evidence in facts["gate"]["evidence"].items():
+        chosen = facts["gate"][part]
+        modes = sorted({choice["mode"] for label, choice in chosen.items() if label != GOOD})
+        out.append(f"{part}: the gate chose {', '.join(modes)}")
+        for found in evidence:
+            error = "no error known" if found["error"] is None else f"± {found['error']:.3f}"
+            out.append(f"  {found['candidate']:<16} {found['gain']:+.3f} {error} against classic augmentation")
+    out += [f"{mode} was not tried: {why}" for mode, why in facts["refused"].items()]
+    if facts["threshold"] is None:
+        out.append("no good parts: it names types, it finds no defects")
+    else:
+        out.append(f"called a defect above a probability of {facts['threshold']:.3f}")
+    return out
+
+
+def detect_in(detector: Path, places: Sequence[Path], encoder: Path | None, reporter: Reporter) -> Iterator[Finding]:
+    """Findings of photos and folders, in order; what cannot be read is told and left out.
+
+    Raises:
+        InputError: the detector cannot be used, a place does not exist, or nothing can be read.
+    """
+    judge = load_detector(detector, encoder)
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            files += sorted(found for found in place.rglob("*") if found.suffix.lower() in SUFFIXES)
+        elif place.is_file():
+            files.append(place)
+        else:
+            raise InputError(f"{place}: no such photo or folder")
+    read = 0
+    for number, file in enumerate(files):
+        try:
+            photo = Photo(read_grey(file), "", name=str(file))
+        except InputError as error:
+            reporter.note(str(error))
+            continue
+        read += 1
+        yield from judge.find([photo])
+        reporter.advance(number + 1, len(files), f"{number + 1} of {len(files)} photos")
+    if not read:
+        raise InputError(f"{', '.join(map(str, places))}: no photo that can be read")
+
+
+def finding_line(found: Finding, as_json: bool) -> str:
+    """A finding for a person, or as a JSON object."""
+    if as_json:
+        return json.dumps(asdict(found), allow_nan=False)
+    words = [f"{found.name}: {found.label}"]
+    if found.defect is not None:
+        words.append(f"defect {100 * found.defect:.0f} %")
+    if found.label != GOOD:
+        best = sorted(found.types.items(), key=lambda item: -item[1])[:2]
+        words.append(", ".join(f"{label} {100 * chance:.0f} %" for label, chance in best))
+    if found.anomaly is not None:
+        words.append(f"anomaly {found.anomaly:.2f}")
+    return "; ".join(words)
 
 
 def draw_samples(
