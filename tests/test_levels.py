@@ -138,6 +138,7 @@ def test_an_option_says_what_its_action_does() -> None:
     assert np.asarray(option(seen, "local"))[0, ::4].all()
 
 
+@pytest.mark.slow
 def test_rules_weigh_quality_against_time() -> None:
     """With no weight on quality the fewest steps win; with a great one the most."""
     for weight, level in ((0.0, 0), (1000.0, 2)):
