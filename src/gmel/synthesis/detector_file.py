@@ -82,19 +82,19 @@ class Detector:
             lacking = [photo.name for photo in photos if photo.template is None]
             if lacking:
                 raise InputError(f"{lacking[0]}: no template; the detector was trained on photos with templates")
-        chances = self.heads.probabilities(self.extractor(photos))
-        kinds = [n for n, name in enumerate(self.heads.classes) if name != GOOD]
+        features = self.extractor(photos)
+        kinds = [name for name in self.heads.classes if name != GOOD]
         findings: list[Finding] = []
-        for photo, row in zip(photos, chances, strict=True):
-            defect = float(1.0 - row[0]) if GOOD in self.heads.classes else None
-            types = row[kinds] / max(float(row[kinds].sum()), 1e-12)
-            likely = self.heads.classes[kinds[int(np.argmax(types))]]
+        chances = None if self.heads.detection is None else self.heads.detection.defect_probability(features)
+        for number, (photo, types) in enumerate(zip(photos, self.heads.types(features), strict=True)):
+            defect = None if chances is None else float(chances[number])
+            likely = kinds[int(np.argmax(types))]
             findings.append(
                 Finding(
                     photo.name,
                     likely if defect is None or defect > self.heads.threshold else GOOD,
                     defect,
-                    {self.heads.classes[kind]: float(chance) for kind, chance in zip(kinds, types, strict=True)},
+                    dict(zip(kinds, map(float, types), strict=True)),
                     None if self.memory is None else self.memory.score(photo) / self.strange,
                 )
             )
@@ -216,7 +216,7 @@ def load_detector(path: Path, encoder: Path | None = None) -> Detector:
         memory = None
         if "memory.patches" in arrays:
             memory = PatchMemory(*(arrays[f"memory.{name}"] for name in ("mean", "deviation", "patches")))
-            if memory.patches.ndim != 2 or memory.mean.shape != memory.patches.shape[1:] != memory.deviation.shape:
+            if len({memory.patches.shape[1:], memory.mean.shape, memory.deviation.shape}) > 1:
                 raise ValueError("memory has wrong shapes")
         return Detector(heads, extractor, memory, float(facts["strange"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -130,18 +130,19 @@ class Heads:
         suspicion = self.detection.defect_probability(good_features)
         return replace(self, threshold=alarm_threshold(suspicion, false_alarms))
 
+    def types(self, features: Floats) -> Doubles:
+        """[photos, defect classes]: the probability of each type, given that there is a defect."""
+        if self.typing is None:
+            return np.ones((features.shape[0], 1))
+        kinds = [self.typing.classes.index(name) for name in self.classes if name != GOOD]
+        return softmax(self.typing.logits(features)[:, kinds] / self.typing.temperature)
+
     def probabilities(self, features: Floats) -> Doubles:
         """[photos, classes]."""
-        photos = features.shape[0]
-        kinds = [name for name in self.classes if name != GOOD]
-        types = np.ones((photos, 1))
-        if self.typing is not None:
-            logits = self.typing.logits(features)[:, [self.typing.classes.index(kind) for kind in kinds]]
-            types = softmax(logits / self.typing.temperature)
         if self.detection is None:
-            return types
+            return self.types(features)
         defect = self.detection.defect_probability(features)[:, None]
-        return np.concatenate([1.0 - defect, defect * types], axis=1)
+        return np.concatenate([1.0 - defect, defect * self.types(features)], axis=1)
 
 
 def fit_head(real: Rows, classic: Rows, made: dict[str, Rows], mixture: Mixture) -> LinearDetector:
