@@ -170,6 +170,7 @@ class Compose:
                 if photo.mask is not None:
                     arrays[f"{kind}.{number}.mask"] = photo.mask
                 facts[f"{kind}.{number}.label"] = photo.label
+                facts[f"{kind}.{number}.name"] = photo.name
         return arrays, facts
 
     @classmethod
@@ -180,7 +181,7 @@ class Compose:
                     arrays[f"{kind}.{number}.image"],
                     facts[f"{kind}.{number}.label"],
                     arrays.get(f"{kind}.{number}.mask"),
-                    name=f"{kind} {number}",
+                    name=facts[f"{kind}.{number}.name"],
                 )
                 for number in range(int(count))
             ]
