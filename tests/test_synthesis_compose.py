@@ -1,5 +1,6 @@
 """Mode compose and files of generators: the ground stays, the defect comes, what is broken is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,17 @@ def test_brightness_of_the_surroundings_is_taken_over() -> None:
     made = fitted([shot(0)], [dark]).sample("pit", 20, seed=0)
     ring = [float(photo.pixels()[~photo.mask].max()) for photo in made if photo.mask is not None]
     assert max(ring) < 0.35, "no bright margin comes with the cut"
+
+
+def test_a_defect_stays_at_its_site() -> None:
+    bright = Photo((part(0).image // 2 + 120).astype(np.uint8), GOOD, site="bright", name="good/bright")
+    dim = replace(part(1), site="dim")
+    shots = [replace(shot(0), site="dim"), replace(shot(1, "scratch"), site="elsewhere")]
+    generator = fitted(shots, [bright, dim])
+    assert {photo.site for photo in generator.sample("pit", 12, 0)} == {"dim"}
+    assert {photo.site for photo in generator.sample("scratch", 12, 0)} == {"bright", "dim"}, (
+        "a site without good parts"
+    )
 
 
 def test_what_compose_lacks_is_said() -> None:

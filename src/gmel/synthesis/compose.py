@@ -47,6 +47,7 @@ class Cut:
         centre: row and column of its middle, in sides of the photo (0 to 1).
         label: its class.
         source: name of the photo.
+        site: of the photo: its surface is not that of other sites.
     """
 
     pixels: Floats
@@ -54,6 +55,7 @@ class Cut:
     centre: tuple[float, float]
     label: str
     source: str
+    site: str = ""
 
 
 def cut_out(photo: Photo) -> Cut:
@@ -74,7 +76,12 @@ def cut_out(photo: Photo) -> Cut:
     )
     centre = ((top + bottom) / 2 / height, (left + right) / 2 / width)
     return Cut(
-        photo.pixels()[top:bottom, left:right], photo.mask[top:bottom, left:right], centre, photo.label, photo.name
+        photo.pixels()[top:bottom, left:right],
+        photo.mask[top:bottom, left:right],
+        centre,
+        photo.label,
+        photo.name,
+        photo.site,
     )
 
 
@@ -93,6 +100,9 @@ class Compose:
     def __init__(self, shots: Sequence[Photo], good: Sequence[Photo]) -> None:
         self.shots, self.good = tuple(shots), tuple(good)
         self._cuts = [cut_out(photo) for photo in self.shots]
+        self._grounds: dict[str, list[Photo]] = {}
+        for photo in self.good:
+            self._grounds.setdefault(photo.site, []).append(photo)
 
     @classmethod
     def fit(cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter) -> Self:
@@ -114,7 +124,7 @@ class Compose:
         return labels_of(self.shots)
 
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
-        """`count` good parts, each with a defect of the class.
+        """`count` good parts, each with a defect of the class; of the site that it comes from, where that has some.
 
         Raises:
             InputError: no shot of the class, or steps other than 0.
@@ -124,7 +134,8 @@ class Compose:
         cuts = [cut for cut in self._cuts if cut.label == label]
         if not cuts:
             raise InputError(f"class {label!r}: no shot with a mask; known are {', '.join(self.labels)}")
-        return [self._one(cuts, label, np.random.default_rng((seed, number)), number) for number in range(count)]
+        place = self.labels.index(label)
+        return [self._one(cuts, label, np.random.default_rng((seed, place, number)), number) for number in range(count)]
 
     def sham(self, count: int, seed: int) -> list[Photo]:
         """`count` good parts with a piece of *another good part* blended in where a defect would be.
@@ -135,21 +146,22 @@ class Compose:
         for number in range(count):
             random = np.random.default_rng((seed, number))
             cut = self._cuts[int(random.integers(len(self._cuts)))]
-            source = self.good[int(random.integers(len(self.good)))].pixels()
+            grounds = self._grounds.get(cut.site, self.good)
+            source = grounds[int(random.integers(len(grounds)))].pixels()
             height, width = (min(a, b) for a, b in zip(cut.pixels.shape, source.shape, strict=True))
             top, left = (
                 int(random.integers(side - cut_side + 1))
                 for side, cut_side in zip(source.shape, (height, width), strict=True)
             )
-            piece = Cut(
-                source[top : top + height, left : left + width], cut.mask[:height, :width], cut.centre, GOOD, ""
-            )
+            pixels = source[top : top + height, left : left + width]
+            piece = Cut(pixels, cut.mask[:height, :width], cut.centre, GOOD, "", cut.site)
             made.append(self._one([piece], GOOD, random, number))
         return made
 
     def _one(self, cuts: list[Cut], label: str, random: np.random.Generator, number: int) -> Photo:
-        target = self.good[int(random.integers(len(self.good)))]
         cut = warped(cuts[int(random.integers(len(cuts)))], random)
+        grounds = self._grounds.get(cut.site, self.good)
+        target = grounds[int(random.integers(len(grounds)))]
         pixels, mask = blended(target.pixels(), cut, random)
         return target.having(
             pixels,
@@ -171,6 +183,7 @@ class Compose:
                     arrays[f"{kind}.{number}.mask"] = photo.mask
                 facts[f"{kind}.{number}.label"] = photo.label
                 facts[f"{kind}.{number}.name"] = photo.name
+                facts[f"{kind}.{number}.site"] = photo.site
         return arrays, facts
 
     @classmethod
@@ -182,6 +195,7 @@ class Compose:
                     facts[f"{kind}.{number}.label"],
                     arrays.get(f"{kind}.{number}.mask"),
                     name=facts[f"{kind}.{number}.name"],
+                    site=facts[f"{kind}.{number}.site"],
                 )
                 for number in range(int(count))
             ]
