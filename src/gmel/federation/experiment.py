@@ -22,7 +22,6 @@ from gmel.federation.privacy import (
     Budget,
     PrivateSums,
     PublicSpace,
-    gaussian_epsilon,
     noise_multiplier,
     private_gaussians,
     private_sums,
@@ -45,7 +44,10 @@ __all__ = ["POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment
 ALONE = "alone"
 EXCHANGE_OWN = "one exchange: own real + others' synthetic"
 EXCHANGE_ALL = "one exchange: synthetic of all"
-PRIVATE = "one exchange, differentially private"
+MEANS = "one exchange of class means in public directions, no noise"
+PRIVATE = "the same, private (photo left out)"
+PRIVATE_OWN = "the same, own photos without noise"
+PRIVATE_REPLACED = "the same, private (photo replaced)"
 POOLED = "pooled photos (not allowed)"
 _NAMES = {"fedavg": "FedAvg of the detector", "fedprox": "FedProx", "fedadam": "FedAdam"}
 
@@ -147,13 +149,10 @@ def federate(dataset: Dataset, settings: Settings, reporter: Reporter) -> Outcom
     found: Outcome = {"dataset": dataset.name, "settings": asdict(settings), "draws": []}
     found["photos"] = {"test": len(split.test), "good": len(split.good), "shots": len(split.shots)}
     if budget is not None:
-        noise = noise_multiplier(budget)
         found["privacy"] = {
             "epsilon": budget.epsilon,
             "delta": budget.delta,
-            "noise_multiplier": noise,
-            # One photo in the place of another moves a sum twice as far.
-            "epsilon_replacement": gaussian_epsilon(noise / 2.0, budget.delta),
+            "noise_multiplier": noise_multiplier(budget),
             "dimensions": _DIMENSIONS,
         }
     reporter.stage("draws of the shots")
@@ -332,7 +331,7 @@ def _ways(
     ways[EXCHANGE_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **shared}
     ways[EXCHANGE_ALL] = {"accuracy": _alone(from_all(generators, said, _PER_CLASS, draw), made), **shared}
     if space is not None and budget is not None:
-        ways[PRIVATE] = _private(made, draw, space, budget)
+        ways.update(_private(made, draw, space, budget))
     pooled = SiteRows(
         "pooled",
         np.concatenate([rows.features for rows in made.rows]),
@@ -343,37 +342,60 @@ def _ways(
     return {"ways": ways}
 
 
-def _private(made: _Draw, draw: int, space: PublicSpace, budget: Budget) -> dict[str, Any]:
-    """Noisy sums of every site; a photo is named by the class in which it is likeliest."""
-    test = space.project(made.raw_test)
-    sent: list[PrivateSums] = []
-    records: dict[str, NDArray[np.float64]] = {}
-    for place, site in enumerate(made.sites):
-        # A photo and its variants are one record.
-        records[site.name] = np.stack([space.project(photo).mean(axis=0) for photo in made.raw[site.name]])
-        labels = [photo.label for photo in site.photos]
-        sent.append(private_sums(records[site.name], labels, space, budget, draw * len(made.sites) + place))
+def _private(made: _Draw, draw: int, space: PublicSpace, budget: Budget) -> dict[str, dict[str, Any]]:
+    """Sums of every site in the public directions, without and with noise."""
+    # A photo and its variants are one record.
+    records = [np.stack([space.project(rows).mean(axis=0) for rows in made.raw[site.name]]) for site in made.sites]
+    labels = [[photo.label for photo in site.photos] for site in made.sites]
     total = _totals(made.counts)
-    gaussians = private_gaussians(sent, total, space, budget)
-    likelihood = np.stack([gaussians.log_likelihood(label, test.astype(np.float32)) for label in gaussians.labels])
-    named = np.asarray(gaussians.labels)[np.argmax(likelihood, axis=0)]
-    attacks = [
-        attack_auroc(
-            private_gaussians([sums], made.counts[site.name], space, budget),
-            records[site.name].astype(np.float32),
-            [photo.label for photo in site.photos],
-            test.astype(np.float32),
-            made.truth.tolist(),
+    test = space.project(made.raw_test).astype(np.float32)
+
+    def sums(chosen: Budget | None) -> list[PrivateSums]:
+        seeds = range(draw * len(made.sites), (draw + 1) * len(made.sites))
+        return [
+            private_sums(rows, names, space, chosen, seed)
+            for rows, names, seed in zip(records, labels, seeds, strict=True)
+        ]
+
+    def accuracy(sent: list[PrivateSums]) -> float:
+        """A photo is named by the class in which it is likeliest."""
+        gaussians = private_gaussians(sent, total, space)
+        likelihood = np.stack([gaussians.log_likelihood(label, test) for label in gaussians.labels])
+        return _accuracy(np.asarray(gaussians.labels)[np.argmax(likelihood, axis=0)], made.truth)
+
+    def attack(sent: list[PrivateSums]) -> float:
+        return _mean(
+            [
+                attack_auroc(
+                    private_gaussians([own], made.counts[site.name], space),
+                    rows.astype(np.float32),
+                    names,
+                    test,
+                    made.truth.tolist(),
+                )
+                for site, own, rows, names in zip(made.sites, sent, records, labels, strict=True)
+            ]
         )
-        for site, sums in zip(made.sites, sent, strict=True)
-    ]
-    return {
-        "accuracy": _accuracy(named, made.truth),
-        "rounds": 1,
-        "bytes": (len(made.sites) - 1) * sum(len(sums.to_bytes()) for sums in sent),
-        "epsilon": budget.epsilon,
-        "attack": _mean(attacks),
-    }
+
+    exact = sums(None)
+    found: dict[str, dict[str, Any]] = {}
+    for way, chosen in (
+        (MEANS, None),
+        (PRIVATE, replace(budget, replaced=False)),
+        (PRIVATE_REPLACED, replace(budget, replaced=True)),
+    ):
+        sent = sums(chosen)
+        found[way] = {
+            "accuracy": accuracy(sent),
+            "rounds": 1,
+            "bytes": (len(made.sites) - 1) * sum(len(own.to_bytes()) for own in sent),
+            "epsilon": None if chosen is None else chosen.epsilon,
+            "attack": attack(sent),
+        }
+        if way == PRIVATE:
+            mixed = [[*sent[:place], own, *sent[place + 1 :]] for place, own in enumerate(exact)]
+            found[PRIVATE_OWN] = {**found[PRIVATE], "accuracy": _mean([accuracy(each) for each in mixed])}
+    return found
 
 
 def _attack(generator: GaussianFeatures, rows: SiteRows, made: _Draw) -> float:

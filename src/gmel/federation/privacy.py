@@ -12,9 +12,9 @@ procedural set, which shows no real part.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +39,33 @@ __all__ = [
 
 Doubles = NDArray[np.float64]
 
+_NOISE = 0x9D
+
 
 @dataclass(frozen=True)
 class Budget:
-    """How much what is shared may tell about one photo: (epsilon, delta)-differential privacy."""
+    """How much what is shared may tell about one photo: (epsilon, delta)-differential privacy.
+
+    Attributes:
+        epsilon, delta: of the guarantee.
+        replaced: between which data sets it holds: those where one photo is another photo of its class (twice the
+            noise), or those where one photo is left out (its row is zero; numbers of photos are public).
+    """
 
     epsilon: float = 8.0
     delta: float = 1e-5
+    replaced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < float("inf"):
             raise InputError(f"epsilon: {self.epsilon}, must be positive and finite; 8 is weak, 1 is strong")
         if not 0 < self.delta < 1:
             raise InputError(f"delta: {self.delta}, must lie between 0 and 1; well below one over the number of photos")
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise on a sum, in units of the norm to which records are cut."""
+        return noise_multiplier(self) * (2.0 if self.replaced else 1.0)
 
 
 def gaussian_delta(epsilon: float, multiplier: float) -> float:
@@ -69,9 +83,8 @@ def noise_multiplier(budget: Budget) -> float:
     low, high = 1e-3, 1.0
     while gaussian_delta(budget.epsilon, high) > budget.delta:
         high *= 2.0
-    found = float(optimize.brentq(lambda m: gaussian_delta(budget.epsilon, m) - budget.delta, low, high, xtol=1e-10))
     # On the safe side of the tolerance of the root.
-    return found * (1.0 + 1e-7)
+    return _root(lambda m: gaussian_delta(budget.epsilon, m) - budget.delta, low, high) * (1.0 + 1e-7)
 
 
 def gaussian_epsilon(multiplier: float, delta: float) -> float:
@@ -81,7 +94,12 @@ def gaussian_epsilon(multiplier: float, delta: float) -> float:
     high = 1.0
     while gaussian_delta(high, multiplier) > delta:
         high *= 2.0
-    return float(optimize.brentq(lambda e: gaussian_delta(e, multiplier) - delta, 0.0, high, xtol=1e-10))
+    return _root(lambda e: gaussian_delta(e, multiplier) - delta, 0.0, high)
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    found: Any = optimize.brentq(function, low, high, xtol=1e-10)
+    return float(found)
 
 
 def accounted_epsilon(multiplier: float, delta: float) -> float:
@@ -161,57 +179,65 @@ class PrivateSums:
     Attributes:
         labels: its classes.
         sums: of the cut records of each class, with noise, [classes, dimensions].
+        noise: standard deviation of the noise in each number; not a secret.
     """
 
     labels: tuple[str, ...]
     sums: Floats
+    noise: float
 
     def to_bytes(self) -> bytes:
         """What is sent."""
-        return write_arrays({"sums": self.sums}, metadata={"labels": json.dumps(self.labels)})
+        return write_arrays({"sums": self.sums}, metadata={"labels": json.dumps(self.labels), "noise": str(self.noise)})
 
 
-def private_sums(records: Doubles, labels: Sequence[str], space: PublicSpace, budget: Budget, seed: int) -> PrivateSums:
-    """Noisy sums of a site's classes that keep a budget for each photo.
+def private_sums(
+    records: Doubles, labels: Sequence[str], space: PublicSpace, budget: Budget | None, seed: int
+) -> PrivateSums:
+    """Sums of a site's classes that keep a budget for each photo.
+
+    Every photo is in one sum only, so the budget holds for all sums of the site together.
 
     Args:
         records: one row of the public space for each photo, [photos, dimensions]; cut here.
         labels: [photos].
         space: the public space.
-        budget: what may be told about one photo.
+        budget: what may be told about one photo; without one there is no noise and no promise.
         seed: of the noise. Outside of an experiment it must be secret and used once.
+
+    Raises:
+        InputError: no records, or values that are not finite: they cannot be cut.
     """
     names = np.asarray(labels, np.str_)
+    if not names.size or not np.isfinite(records).all():
+        raise InputError("records: none, or not all are finite; leave out the photo that gives them")
     found = tuple(sorted(set(names.tolist())))
-    random = np.random.default_rng([seed, 0x9D])
-    spread = noise_multiplier(budget) * space.norm
+    noise = 0.0 if budget is None else budget.noise * space.norm
     cut = space.cut(records)
-    sums = [cut[names == name].sum(axis=0) + spread * random.standard_normal(records.shape[1]) for name in found]
-    return PrivateSums(found, np.stack(sums).astype(np.float32))
+    sums = np.stack([cut[names == name].sum(axis=0) for name in found])
+    sums = sums + noise * np.random.default_rng([seed, _NOISE]).standard_normal(sums.shape)
+    return PrivateSums(found, sums.astype(np.float32), noise)
 
 
-def private_gaussians(
-    sent: Sequence[PrivateSums], photos: dict[str, int], space: PublicSpace, budget: Budget
-) -> GaussianFeatures:
-    """The Gaussians of all classes, from the noisy sums of all sites. This is post-processing: it costs no privacy.
+def private_gaussians(sent: Sequence[PrivateSums], photos: dict[str, int], space: PublicSpace) -> GaussianFeatures:
+    """The Gaussians of all classes, from the sums of all sites. This is post-processing: it costs no privacy.
 
     Args:
-        sent: by the sites.
-        photos: public number of photos of each class over all sites.
+        sent: by the sites; a site may put its own without noise.
+        photos: public number of photos of each class over these sites.
         space: the public space.
-        budget: of each site; says how large the noise was.
 
     Returns:
         Means with noise; as covariance that of a new photo around such a mean.
     """
     labels = tuple(sorted({label for site in sent for label in site.labels}))
-    spread = noise_multiplier(budget) * space.norm
     means: list[Doubles] = []
     covariances: list[Doubles] = []
     for label in labels:
-        owned = [site.sums[site.labels.index(label)].astype(np.float64) for site in sent if label in site.labels]
+        owners = [site for site in sent if label in site.labels]
+        total = np.sum([site.sums[site.labels.index(label)] for site in owners], axis=0, dtype=np.float64)
         count = photos[label]
-        means.append(np.sum(owned, axis=0) / count)
-        noise = len(owned) * (spread / count) ** 2
+        means.append(np.asarray(total, np.float64) / count)
+        noise = sum(site.noise**2 for site in owners) / count**2
         covariances.append(space.within * (1.0 + 1.0 / count) + noise * np.eye(space.within.shape[0]))
     return GaussianFeatures(labels, np.stack(means).astype(np.float32), np.stack(covariances).astype(np.float32))

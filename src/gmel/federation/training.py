@@ -7,6 +7,7 @@ Multinomial logistic regression on features that all sites standardise alike; it
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,8 @@ def train_head(
         if plan.algorithm == "fedadam":
             change = {key: head[key] - average.tree[key] for key in head}
             step, moments = server.update(change, moments)
-            head = {key: np.asarray(head[key] + step[key], np.float32) for key in head}
+            moved: Any = optax.apply_updates(head, step)
+            head = {key: np.asarray(moved[key], np.float32) for key in head}
         else:
             head = average.tree
     return Trained(classes, head["weights"], head["bias"], tuple(log), sent)
