@@ -315,6 +315,9 @@ def _ways(
             "rounds": plan.rounds,
             "bytes": trained.sent_bytes + made.scaling_bytes,
         }
+        told = [asdict(entry) for entry in trained.log if entry.absent or entry.late or entry.refusals or entry.note]
+        if told:
+            ways[_NAMES[algorithm]]["log"] = told
     shipments = [ship(rows, made.counts[rows.name]) for rows in made.rows]
     generators, _ = receive(shipments)
     said = {name: made.counts[name] for name in generators}
