@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from gmel import __version__
-from gmel.cli import benchmark, export, report, run, scenario, simulate, synthesize, validate
+from gmel.cli import benchmark, export, federate, report, run, scenario, simulate, synthesize, validate
 from gmel.scenario.errors import InputError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app.command("run")(run.run)
 app.command("simulate")(simulate.simulate)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("federate")(federate.federate)
 app.command("validate")(validate.validate)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(benchmark.app, name="benchmark")
