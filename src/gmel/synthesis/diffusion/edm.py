@@ -16,21 +16,30 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmel.synthesis.diffusion.unet import UNet
 
-__all__ = ["Denoiser", "DenoisingLoss", "NoiseLevels", "Scalings", "Windows", "averaged", "scalings"]
+__all__ = ["Denoiser", "DenoisingLoss", "Given", "NoiseLevels", "Scalings", "Windows", "averaged", "scalings"]
 
 
-class Windows(NamedTuple):
-    """A batch of windows for training.
+class Given(NamedTuple):
+    """What is known of windows that are drawn.
 
     Attributes:
-        pixels: normalised windows.
+        known: the clean pixels; read only where the mask is 0.
         mask: 1 where pixels are to be drawn, 0 where they are known; 1 everywhere for whole windows.
+        guide: how local mean and contrast go over the window (`windows.guide`); 0 where nothing says.
         label: class, from 1; 0 for any.
     """
 
-    pixels: Float[Array, "n h w 1"]
+    known: Float[Array, "n h w 1"]
     mask: Float[Array, "n h w 1"]
+    guide: Float[Array, "n h w 2"]
     label: Int[Array, "n"]
+
+
+class Windows(NamedTuple):
+    """A batch of clean, normalised windows for training."""
+
+    pixels: Float[Array, "n h w 1"]
+    given: Given
 
 
 class Scalings(NamedTuple):
@@ -70,44 +79,22 @@ class Denoiser(eqx.Module):
     """D(x; sigma) for windows, for a class, given what is known of the window.
 
     Attributes:
-        net: the network F. Its input is the scaled noisy window, the mask and the known pixels.
+        net: the network F. Its input is the scaled noisy window, the mask, the known pixels and the guide.
         sigma_data: standard deviation of the windows that it was trained on; 1 for normalised ones.
     """
 
     net: UNet
     sigma_data: float = eqx.field(static=True, default=1.0)
 
-    def __call__(
-        self,
-        x: Float[Array, "n h w 1"],
-        sigma: Float[Array, "n"],
-        mask: Float[Array, "n h w 1"],
-        known: Float[Array, "n h w 1"],
-        label: Int[Array, "n"],
-    ) -> Float[Array, "n h w 1"]:
-        """The denoised windows.
-
-        Args:
-            x: noisy windows.
-            sigma: their noise levels.
-            mask: 1 where pixels are unknown.
-            known: the clean pixels; read only where the mask is 0.
-            label: class; 0 for any.
-        """
+    def __call__(self, x: Float[Array, "n h w 1"], sigma: Float[Array, "n"], given: Given) -> Float[Array, "n h w 1"]:
+        """The denoised windows, from noisy ones and their noise levels."""
         c = scalings(sigma, self.sigma_data)
-        return _wide(c.skip) * x + _wide(c.out) * self.predict(x, c, mask, known, label)
+        return _wide(c.skip) * x + _wide(c.out) * self.predict(x, c, given)
 
-    def predict(
-        self,
-        x: Float[Array, "n h w 1"],
-        c: Scalings,
-        mask: Float[Array, "n h w 1"],
-        known: Float[Array, "n h w 1"],
-        label: Int[Array, "n"],
-    ) -> Float[Array, "n h w 1"]:
+    def predict(self, x: Float[Array, "n h w 1"], c: Scalings, given: Given) -> Float[Array, "n h w 1"]:
         """F: what the network itself gives."""
-        held = (1.0 - mask) * known / self.sigma_data
-        return self.net(jnp.concatenate([_wide(c.into) * x, mask, held], axis=-1), c.noise, label)
+        held = (1.0 - given.mask) * given.known / self.sigma_data
+        return self.net(jnp.concatenate([_wide(c.into) * x, given.mask, held, given.guide], -1), c.noise, given.label)
 
 
 @dataclass(frozen=True)
@@ -132,10 +119,11 @@ class DenoisingLoss:
         sigma = self.levels.draw(level_key, count)
         c = scalings(sigma, denoiser.sigma_data)
         x = batch.pixels + _wide(sigma) * jax.random.normal(noise_key, batch.pixels.shape)
-        label = jnp.where(jax.random.uniform(label_key, (count,)) < self.unlabelled, 0, batch.label)
+        hidden = jax.random.uniform(label_key, (count,)) < self.unlabelled
+        given = batch.given._replace(label=jnp.where(hidden, 0, batch.given.label))
         target = (batch.pixels - _wide(c.skip) * x) / _wide(c.out)
-        error = (denoiser.predict(x, c, batch.mask, batch.pixels, label) - target) ** 2
-        weight = self.known + (1.0 - self.known) * batch.mask
+        error = (denoiser.predict(x, c, given) - target) ** 2
+        weight = self.known + (1.0 - self.known) * given.mask
         return (weight * error).sum() / weight.sum()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmel.scenario.errors import InputError
-from gmel.synthesis.diffusion.edm import Windows
+from gmel.synthesis.diffusion.edm import Given, Windows
 from gmel.synthesis.diffusion.stitching import Field
 from gmel.synthesis.diffusion.windows import (
     SIDE,
@@ -32,24 +32,30 @@ from gmel.synthesis.diffusion.windows import (
     enlarged,
     field_box,
     fields,
+    guide,
     placed,
     random_mask,
     reduced,
+    reduced_mask,
     shapes,
 )
 from gmel.synthesis.generator import Arrays
 from gmel.synthesis.photo import GOOD, Floats, Photo, labels_of
 from gmel.synthesis.sensor import Sensor
 
-__all__ = ["AROUND", "Drawing", "Examples", "Look", "Looks", "textures", "window_batch"]
+__all__ = ["AROUND", "Drawing", "Examples", "Look", "Looks", "finished", "textures", "window_batch"]
 
 AROUND = 2
 """Pixels around a defect that are drawn with it: its edge and its shadow."""
 _CLIP = 6.0
 """Texture is held within so many contrasts: a few glaring pixels must not rule the loss."""
 _GOOD_SHARE = 0.25
+_EDGE_SHARE = 0.25
+"""Of the windows of defects: only the edge is unknown, as when composed photos are harmonised."""
 
 Draw = Callable[[list[Field]], list[Floats]]
+Window = tuple[Floats, Mask, int]
+"""Texture and guide [side, side, 3], what is drawn, class number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,7 @@ class Looks:
             outlines = [
                 np.ascontiguousarray(box.of(mask), bool)
                 for photo in members
-                if label != GOOD and (mask := _mask(photo, scale)) is not None
+                if label != GOOD and (mask := reduced_mask(photo.mask, scale)) is not None
                 for box in shapes(mask)
             ]
             classes[label] = Look(number, tuple(looks), tuple(outlines))
@@ -153,13 +159,13 @@ class Looks:
             raise InputError(f"count is {count}, must be 0 or more")
         streams = [np.random.default_rng((seed, self.classes[label].number, index)) for index in range(count)]
         if not self.inpaints(label):
-            return _finished([self._whole(label, rng) for rng in streams], streams, draw)
+            return finished([self._whole(label, rng) for rng in streams], streams, draw)
         if self.good:
             grounds = [self.good[int(rng.integers(len(self.good)))] for rng in streams]
         else:
-            grounds = _finished([self._whole(GOOD, rng) for rng in streams], streams, draw)
+            grounds = finished([self._whole(GOOD, rng) for rng in streams], streams, draw)
         drawings = [self._inpainted(label, ground, rng) for ground, rng in zip(grounds, streams, strict=True)]
-        return _finished(drawings, streams, draw)
+        return finished(drawings, streams, draw)
 
     def _whole(self, label: str, rng: np.random.Generator) -> Drawing:
         """A whole photo: the appearance of a shot, turned, its level moved some way to another's."""
@@ -178,7 +184,7 @@ class Looks:
             pixels = self.sensor.applied(pixels, stream)
             return Photo(np.zeros((1, 1), self.dtype), label).having(pixels)
 
-        return Drawing(Field(empty, empty, full, _noise(moved.size, rng), look.number), finish)
+        return Drawing(_field(empty, empty, full, guide(mean, contrast), look.number, rng), finish)
 
     def _inpainted(self, label: str, ground: Photo, rng: np.random.Generator) -> Drawing:
         """A defect drawn on a good part."""
@@ -214,11 +220,12 @@ class Looks:
             blank: what is drawn starts from noise alone, not from the photo.
         """
         pixels = np.asarray(box.of(reduced(photo.pixels(), self.scale)), np.float32)
-        mean, contrast = background(pixels, inside)
+        mean, contrast = background(pixels, inside | box.of(shape))
         texture = np.clip((pixels - mean) / contrast, -_CLIP, _CLIP).astype(np.float32)
         mask = inside.astype(np.float32)
         start = np.where(inside, 0.0, texture).astype(np.float32) if blank else texture
         height, width = photo.image.shape
+        nothing = np.zeros((*mask.shape, 2), np.float32)
 
         def finish(drawn: Floats, stream: np.random.Generator) -> Photo:
             change = np.zeros(shape.shape, np.float32)
@@ -232,8 +239,7 @@ class Looks:
             image = np.where(changed, made.image, photo.image).astype(photo.image.dtype)
             return replace(made, image=image, mask=_enlarged_mask(shape, self.scale, height, width))
 
-        noise = _noise((box.height, box.width), rng)
-        return Drawing(Field(start, texture, mask, noise, number), finish)
+        return Drawing(_field(start, texture, mask, nothing, number, rng), finish)
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
         """Arrays and facts of a file. The good parts are not in it."""
@@ -278,7 +284,7 @@ class Examples:
     """Windows to train on, cut at random places, turned and mirrored.
 
     Attributes:
-        whole: by class number, the texture of its photos.
+        whole: by class number, the texture and the guide of its photos, as channels.
         marked: by class number, photos with masks (pixels, mask, boxes of its defects).
         good: class number of good parts, drawn a quarter of the time; 0 where there are none among others.
         blobs: windows of `whole` get masks to fill in (half of the time those of good parts, never those of defects).
@@ -299,7 +305,7 @@ class Examples:
                 marked[look.number] = [
                     (reduced(photo.pixels(), looks.scale), mask, shapes(mask))
                     for photo in members
-                    if (mask := _mask(photo, looks.scale)) is not None and mask.any()
+                    if (mask := reduced_mask(photo.mask, looks.scale)) is not None and mask.any()
                 ]
             else:
                 whole[look.number] = textures(members, look.appearances, looks.scale)
@@ -308,7 +314,7 @@ class Examples:
     def __call__(self, rng: np.random.Generator, count: int) -> Windows:
         """A batch: a class at random for each window, good parts a quarter of the time."""
         defects = [number for number in (*self.whole, *self.marked) if number != self.good]
-        made: list[tuple[Floats, Mask, int]] = []
+        made: list[Window] = []
         for _ in range(count):
             if self.good and (not defects or rng.random() < _GOOD_SHARE):
                 made.append((_cut(self.whole[self.good], rng), random_mask(rng), self.good))
@@ -322,30 +328,30 @@ class Examples:
 
 
 def textures(photos: Sequence[Photo], appearances: Sequence[Appearance], scale: int) -> list[Floats]:
-    """The photos without their appearance."""
+    """[height, width, 3] each: the photos without their appearance, and the guide that tells of it."""
     made: list[Floats] = []
     for photo, appearance in zip(photos, appearances, strict=True):
         mean, contrast = fields(appearance)
-        made.append(np.clip((reduced(photo.pixels(), scale) - mean) / contrast, -_CLIP, _CLIP).astype(np.float32))
+        texture = np.clip((reduced(photo.pixels(), scale) - mean) / contrast, -_CLIP, _CLIP)
+        made.append(np.concatenate([texture[..., None], guide(mean, contrast)], axis=-1).astype(np.float32))
     return made
 
 
-def window_batch(windows: Sequence[tuple[Floats, Mask, int]], rng: np.random.Generator) -> Windows:
-    """Windows, masks and class numbers as a batch, each turned and mirrored by chance."""
-    turns = rng.integers(8, size=len(windows))
-    pixels = [dihedral(window, int(turn)) for (window, _, _), turn in zip(windows, turns, strict=True)]
-    masks = [dihedral(mask, int(turn)) for (_, mask, _), turn in zip(windows, turns, strict=True)]
-    numbers = np.asarray([number for _, _, number in windows], np.int32)
-    return Windows(
-        jnp.asarray(np.stack(pixels)[..., None], jnp.float32),
-        jnp.asarray(np.stack(masks)[..., None], jnp.float32),
-        jnp.asarray(numbers),
-    )
+def window_batch(windows: Sequence[Window], rng: np.random.Generator) -> Windows:
+    """Windows with their guide, masks and class numbers as a batch, each turned and mirrored by chance."""
+    turns = [int(turn) for turn in rng.integers(8, size=len(windows))]
+    turned = [
+        (dihedral(window, turn), dihedral(mask, turn)) for (window, mask, _), turn in zip(windows, turns, strict=True)
+    ]
+    channels = jnp.asarray(np.stack([window for window, _ in turned]))
+    masks = jnp.asarray(np.stack([mask for _, mask in turned])[..., None], jnp.float32)
+    numbers = jnp.asarray([number for _, _, number in windows], jnp.int32)
+    return Windows(channels[..., :1], Given(channels[..., :1], masks, channels[..., 1:], numbers))
 
 
 def _cut(fields_: Sequence[Floats], rng: np.random.Generator) -> Floats:
     field = fields_[int(rng.integers(len(fields_)))]
-    top, left = (int(rng.integers(length - SIDE + 1)) for length in field.shape)
+    top, left = (int(rng.integers(length - SIDE + 1)) for length in field.shape[:2])
     return field[top : top + SIDE, left : left + SIDE]
 
 
@@ -356,6 +362,8 @@ def _cut_marked(photos: Sequence[tuple[Floats, Mask, list[Box]]], rng: np.random
     inside = dilated(around.of(mask), int(rng.integers(1, 2 * AROUND + 1)))
     patch = np.asarray(around.of(pixels), np.float32)
     mean, contrast = background(patch, inside)
+    if rng.random() < _EDGE_SHARE:
+        inside &= dilated(~around.of(mask), 2 * AROUND)
     window = np.zeros((SIDE, SIDE), bool)
     top = left = 0
     for _ in range(8):
@@ -364,21 +372,18 @@ def _cut_marked(photos: Sequence[tuple[Floats, Mask, list[Box]]], rng: np.random
         if window.any():
             break
     texture = np.clip((patch[top : top + SIDE, left : left + SIDE] - mean) / contrast, -_CLIP, _CLIP)
-    return texture.astype(np.float32), window
+    return np.pad(texture[..., None], ((0, 0), (0, 0), (0, 2))).astype(np.float32), window
 
 
-def _finished(drawings: list[Drawing], streams: list[np.random.Generator], draw: Draw) -> list[Photo]:
+def finished(drawings: list[Drawing], streams: list[np.random.Generator], draw: Draw) -> list[Photo]:
+    """The photos of drawings."""
     drawn = draw([drawing.field for drawing in drawings])
     return [each.finish(field, rng) for each, field, rng in zip(drawings, drawn, streams, strict=True)]
 
 
-def _noise(size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    return rng.standard_normal(size, np.float32)
-
-
-def _mask(photo: Photo, scale: int) -> Mask | None:
-    """The mask at the working resolution: a block is marked where any of it is."""
-    return None if photo.mask is None else reduced(photo.mask.astype(np.float32), scale) > 0.0
+def _field(start: Floats, known: Floats, mask: Floats, told: Floats, number: int, rng: np.random.Generator) -> Field:
+    noise = rng.standard_normal(mask.shape, np.float32)
+    return Field(start, known, mask, noise, told, number, int(rng.integers(2**62)))
 
 
 def _enlarged_mask(mask: Mask, scale: int, height: int, width: int) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ so that no seam can arise. Fields of many sizes are drawn together: all their pi
 windows point. So there is one program for each number of windows (a power of two) and steps, whatever the photos.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,16 +16,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
-from gmel.synthesis.diffusion.edm import Denoiser
+from gmel.synthesis.diffusion.edm import Denoiser, Given
 from gmel.synthesis.diffusion.samplers import Denoise, Solver, guided, holding, solve
 from gmel.synthesis.diffusion.windows import SIDE, starts
 from gmel.synthesis.photo import Floats
 
-__all__ = ["Field", "Layout", "draw_fields", "layout", "stitched"]
+__all__ = ["Field", "Group", "Layout", "draw_fields", "draw_together", "layout", "stitched"]
 
 STRIDE = 24
 """Pixels from one window to the next, at most: a quarter of a window overlaps."""
-_TOGETHER = 128
+TOGETHER = 128
 """Windows of one call, unless a single field has more. Larger batches are no faster on a processor."""
 _FEWEST = 8
 
@@ -39,14 +39,18 @@ class Field:
         known: [height, width], the clean pixels where `mask` is 0.
         mask: [height, width], 1 where pixels are drawn.
         noise: [height, width], standard normal.
+        guide: [height, width, 2], see `Given`.
         label: class number; 0 for any.
+        seed: of noise that a sampler draws on its way, if it does.
     """
 
     start: Floats
     known: Floats
     mask: Floats
     noise: Floats
+    guide: Floats
     label: int
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +112,58 @@ def stitched(
     return whole
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Fields that are drawn by one call: their pixels as lists, and the windows over them.
+
+    Attributes:
+        start, known, mask, noise, guide: by pixel, see `Field`; 0 where no field is.
+        index, weight: see `Layout`.
+        labels: [windows], class numbers.
+        fields: the fields, one after the other in the lists.
+    """
+
+    start: Float[Array, "pixels"]
+    known: Float[Array, "pixels"]
+    mask: Float[Array, "pixels"]
+    noise: Float[Array, "pixels"]
+    guide: Float[Array, "2 pixels"]
+    index: Int[Array, "windows side side"]
+    weight: Float[Array, "windows side side"]
+    labels: Int[Array, "windows"]
+    fields: list[Field]
+
+    def flat(self, parts: Sequence[Floats]) -> Array:
+        """[..., pixels]: arrays [..., height, width] of the fields as one list."""
+        return _flat(parts, self.start.shape[0])
+
+
+def draw_together(fields: Sequence[Field], draw: Callable[[Group], Float[Array, "pixels"]]) -> list[Floats]:
+    """Draws fields of any sizes in groups of about as many windows as a processor does best.
+
+    Args:
+        fields: what to draw.
+        draw: draws the pixels of a group.
+    """
+    groups: list[list[Field]] = [[]]
+    windows = 0
+    for field in fields:
+        height, width = field.start.shape
+        more = starts(height, stride=STRIDE).size * starts(width, stride=STRIDE).size
+        if groups[-1] and windows + more > TOGETHER:
+            groups.append([])
+            windows = 0
+        groups[-1].append(field)
+        windows += more
+    drawn: list[Floats] = []
+    for group in groups if fields else []:
+        sizes = [(field.start.shape[0], field.start.shape[1]) for field in group]
+        pixels = np.asarray(draw(_group(group, layout(sizes))))
+        ends = np.cumsum([height * width for height, width in sizes])
+        drawn += [pixels[end - h * w : end].reshape(h, w) for (h, w), end in zip(sizes, ends, strict=True)]
+    return drawn
+
+
 def draw_fields(
     denoiser: Denoiser,
     fields: Sequence[Field],
@@ -115,7 +171,7 @@ def draw_fields(
     solver: Solver = "dpm++",
     guidance: float = 1.0,
 ) -> list[Floats]:
-    """Draws fields of any sizes; each depends on its own noise only, not on what is drawn with it.
+    """Draws fields by diffusion; each depends on its own noise only, not on what is drawn with it.
 
     Args:
         denoiser: of windows.
@@ -124,50 +180,46 @@ def draw_fields(
         solver: see :func:`~gmel.synthesis.diffusion.samplers.solve`.
         guidance: weight of the class; 1 is the plain conditional estimate.
     """
-    drawn: list[Floats] = []
-    group: list[Field] = []
-    windows = 0
-    for field in fields:
-        height, width = field.start.shape
-        more = starts(height, stride=STRIDE).size * starts(width, stride=STRIDE).size
-        if group and windows + more > _TOGETHER:
-            drawn += _draw(denoiser, group, sigmas, solver, guidance)
-            group, windows = [], 0
-        group.append(field)
-        windows += more
-    return drawn + (_draw(denoiser, group, sigmas, solver, guidance) if group else [])
 
-
-def _draw(
-    denoiser: Denoiser, group: Sequence[Field], sigmas: Float[Array, "levels"], solver: Solver, guidance: float
-) -> list[Floats]:
-    sizes = [(field.start.shape[0], field.start.shape[1]) for field in group]
-    place = layout(sizes)
-    labels = np.asarray([*(field.label for field in group), 0])[place.owner]
-
-    def flat(arrays: Sequence[Floats]) -> Array:
-        every = np.zeros(place.pixels, np.float32)
-        joined = np.concatenate([array.ravel() for array in arrays])
-        every[: joined.size] = joined
-        return jnp.asarray(every)
-
-    drawn = np.asarray(
-        _solve_windows(
+    def draw(group: Group) -> Array:
+        return _solve_windows(
             denoiser,
-            flat([field.start for field in group]),
-            flat([field.known for field in group]),
-            flat([field.mask for field in group]),
-            flat([field.noise for field in group]),
-            jnp.asarray(place.index),
-            jnp.asarray(place.weight),
-            jnp.asarray(labels, jnp.int32),
+            group.start,
+            group.known,
+            group.mask,
+            group.noise,
+            group.guide,
+            group.index,
+            group.weight,
+            group.labels,
             sigmas,
             solver=solver,
             guidance=guidance,
         )
+
+    return draw_together(fields, draw)
+
+
+def _group(fields: list[Field], place: Layout) -> Group:
+    labels = np.asarray([*(field.label for field in fields), 0])[place.owner]
+    return Group(
+        _flat([field.start for field in fields], place.pixels),
+        _flat([field.known for field in fields], place.pixels),
+        _flat([field.mask for field in fields], place.pixels),
+        _flat([field.noise for field in fields], place.pixels),
+        _flat([np.moveaxis(field.guide, -1, 0) for field in fields], place.pixels),
+        jnp.asarray(place.index),
+        jnp.asarray(place.weight),
+        jnp.asarray(labels, jnp.int32),
+        fields,
     )
-    ends = np.cumsum([height * width for height, width in sizes])
-    return [drawn[end - h * w : end].reshape(h, w) for (h, w), end in zip(sizes, ends, strict=True)]
+
+
+def _flat(parts: Sequence[Floats], pixels: int) -> Array:
+    joined = np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], axis=-1)
+    every = np.zeros((*joined.shape[:-1], pixels), np.float32)
+    every[..., : joined.shape[-1]] = joined
+    return jnp.asarray(every)
 
 
 @eqx.filter_jit
@@ -177,6 +229,7 @@ def _solve_windows(
     known: Float[Array, "pixels"],
     mask: Float[Array, "pixels"],
     noise: Float[Array, "pixels"],
+    guide: Float[Array, "2 pixels"],
     index: Int[Array, "windows side side"],
     weight: Float[Array, "windows side side"],
     labels: Int[Array, "windows"],
@@ -185,11 +238,12 @@ def _solve_windows(
     solver: Solver,
     guidance: float,
 ) -> Float[Array, "pixels"]:
-    window_mask, window_known = mask[index][..., None], (known * (1.0 - mask))[index][..., None]
+    given = Given(known[index][..., None], mask[index][..., None], jnp.moveaxis(guide[:, index], 0, -1), labels)
 
-    def estimate(x: Array, sigma: Array, label: Array) -> Array:
-        return denoiser(x, jnp.broadcast_to(sigma, x.shape[:1]), window_mask, window_known, label)
+    def estimate(x: Array, sigma: Array, given: Given) -> Array:
+        return denoiser(x, jnp.broadcast_to(sigma, x.shape[:1]), given)
 
-    windows = guided(partial(estimate, label=labels), partial(estimate, label=jnp.zeros_like(labels)), guidance)
+    unlabelled = given._replace(label=jnp.zeros_like(labels))
+    windows = guided(partial(estimate, given=given), partial(estimate, given=unlabelled), guidance)
     whole = holding(stitched(windows, index, weight), known, mask)
     return solve(whole, start + sigmas[0] * noise, sigmas, solver)

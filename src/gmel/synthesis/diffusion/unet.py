@@ -31,14 +31,14 @@ class UNetSize:
     Attributes:
         channels: feature channels of each level, the finest first; multiples of 32 at the lowest (heads), of 8 above.
         patch: pixels of a side that space-to-depth makes one position.
-        inputs: channels of the window (noisy pixels first, then conditioning, such as mask and known pixels).
+        inputs: channels of the window (noisy pixels first, then conditioning, such as mask, known pixels, guide).
         outputs: channels of what it predicts.
         embedding: width of the embedding of noise level and class.
     """
 
     channels: tuple[int, ...] = (32, 64)
     patch: int = 2
-    inputs: int = 3
+    inputs: int = 5
     outputs: int = 1
     embedding: int = 96
 
@@ -237,16 +237,16 @@ class UNet(eqx.Module):
 
 def flops(size: UNetSize, side: int) -> float:
     """Floating-point operations of one evaluation for one square window: 2 for each multiplication with a weight or
-    between queries, keys and values. Norms and activations are not counted."""
-    position = (side // size.patch) ** 2
-    ends = 9 * (size.inputs + size.outputs) * size.patch**2 * size.channels[0] * position
-    total = float(ends)
+    between queries, keys and values, those with the zeros around a map left out. Norms and activations are not
+    counted."""
+    taps = [float((3 * (side // size.patch // 2**level) - 2) ** 2) for level in range(len(size.channels))]
+    positions = [(side // size.patch // 2**level) ** 2 for level in range(len(size.channels))]
+    total = (size.inputs + size.outputs) * size.patch**2 * size.channels[0] * taps[0]
     for level, width in enumerate(size.channels):
-        here = position // 4**level
         blocks = 3 if level == len(size.channels) - 1 else 2
-        total += blocks * 2 * 9 * width * width * here
+        total += blocks * 2 * width * width * taps[level]
         if level:
-            total += 2 * 4 * size.channels[level - 1] * width * here
-    width, lowest = size.channels[-1], position // 4 ** (len(size.channels) - 1)
+            total += 2 * 4 * size.channels[level - 1] * width * positions[level]
+    width, lowest = size.channels[-1], positions[-1]
     total += 4 * width * width * lowest + 2 * lowest * lowest * width
     return 2.0 * total

@@ -34,9 +34,11 @@ __all__ = [
     "enlarged",
     "field_box",
     "fields",
+    "guide",
     "placed",
     "random_mask",
     "reduced",
+    "reduced_mask",
     "shapes",
     "starts",
 ]
@@ -94,6 +96,11 @@ def reduced(pixels: Floats, scale: int) -> Floats:
     return pixels.reshape(height // scale, scale, width // scale, scale).mean((1, 3), dtype=np.float32)
 
 
+def reduced_mask(mask: Mask | None, scale: int) -> Mask | None:
+    """The mask at the working resolution: a block is marked where any of it is."""
+    return None if mask is None else reduced(mask.astype(np.float32), scale) > 0.0
+
+
 def enlarged(pixels: Floats, scale: int, height: int, width: int) -> Floats:
     """The way back to the resolution and size of the photo (bilinear)."""
     if scale > 1:
@@ -138,6 +145,14 @@ def fields(appearance: Appearance) -> tuple[Floats, Floats]:
     height, width = appearance.size
     mean, contrast = (_spread(appearance.grid[..., part], height, width) for part in (0, 1))
     return mean, contrast
+
+
+def guide(mean: Floats, contrast: Floats) -> Floats:
+    """[height, width, 2]: what a network is told of the appearance around a window, so that it draws the scratch where
+    the contrast is: local mean against that of the photo in contrasts, and the logarithm of local against usual
+    contrast."""
+    usual = contrast.mean()
+    return np.stack([(mean - mean.mean()) / usual, np.log(contrast / usual)], axis=-1).clip(-4.0, 4.0)
 
 
 def background(pixels: Floats, mask: Mask) -> tuple[float, float]:
