@@ -31,8 +31,8 @@ run: env  ## the main job: train, evaluate beside the ladder, leave a report (AR
 test: env  ## the quick tests
 	$(RUN) pytest -n auto --dist worksteal $(ARGS)
 
-test-slow: env  ## the slow tests as well
-	$(RUN) pytest -n auto --dist worksteal -m "slow or not slow" $(ARGS)
+test-slow: env  ## the slow tests as well, with programs compiled as users have them
+	XLA_FLAGS= $(RUN) pytest -n auto --dist worksteal -m "slow or not slow" $(ARGS)
 
 check: env  ## lint, format and types
 	$(RUN) ruff check .

@@ -14,6 +14,9 @@ from jaxtyping import install_import_hook
 # Before JAX is imported. Commands that tests start inherit it, unless they set their own.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Programs here run for moments: XLA takes half as long without its optimisations and its fusions by MLIR. The slow
+# tests run what users run (make test-slow).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 # Before the first import of the package. The schema and the command line hold no arrays.
 install_import_hook(

@@ -24,13 +24,16 @@ from small_plants import RADIO, small_plant
 
 __all__ = [
     "BASES",
+    "EACH",
     "FIELD_NAMES",
     "LONGEST_MESSAGE",
     "PLACES",
     "Place",
     "at_its_bound",
+    "kind_of",
     "said_in_one_line",
     "scenario_data",
+    "with_value",
     "with_wrong_value",
 ]
 
@@ -68,6 +71,11 @@ def _plain(annotation: Any, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, 
             optional = True
         else:
             return annotation, metadata, optional
+
+
+def kind_of(place: Place) -> Any:
+    """Type of a field, without its bounds."""
+    return _plain(place.annotation, place.metadata)[0]
 
 
 def _bound(metadata: tuple[Any, ...], *names: str) -> Any:
@@ -280,6 +288,12 @@ floor = "clip"
 [devices.mobility]
 pause_s = { low = 0.0, high = 5.0 }
 """
+FIXED = """
+model = "fixed"
+rate_bps = { low = 1e6, high = 4e6 }
+sharing = "none"
+download = false
+"""
 CROWDED = f"""
 {RADIO}
 interference = true
@@ -308,6 +322,7 @@ def _small_plants() -> dict[str, Data]:
         "switching": small_plant(catalogue=True, switching=True, gpus=(1, 2, 1), tasks="noise_sigma = 0.3"),
         "cached": small_plant(catalogue=True, switching=True, gpus=(2, 1, 1)),
         "weights": small_plant(radio=outage + SHARED, gpus=(1, 2, 3)),
+        "fixed": small_plant(radio=FIXED + SHARED),
         "moving": small_plant(radio=MOVING, bandwidth_hz=5e6, arrivals=bursts),
         "crowded": small_plant(radio=CROWDED, catalogue=True, arrivals='kind = "gamma"\ncv = 2.0\nload = 0.8'),
     }
@@ -316,6 +331,7 @@ def _small_plants() -> dict[str, Data]:
     data["cached"]["cache"] = {"decision_slots": 2, "policy": "random"}
     data["cached"]["servers"][0]["present"] = [{"to_s": 2.5}, {"from_s": 4.25, "to_s": 12.0}]
     data["cached"]["servers"][1]["present"] = [{"from_s": 3.5}]
+    data["fixed"]["servers"][0] |= {"places": 6, "concurrency": 3}
     data["weights"]["devices"]["band_weights"] = [0.5, 2.0]
     data["weights"]["tasks"]["cpu_weights"] = [1.0, 4.0]
     data["crowded"]["devices"]["power_options_dbm"] = [10.0, 20.0]
@@ -432,6 +448,11 @@ def with_wrong_value(place: Place) -> st.SearchStrategy[Data]:
     return _some_data(place).flatmap(
         lambda data: _changed(data, place, lambda _: wrong_values(place.annotation, place.metadata))
     )
+
+
+def with_value(place: Place, value: Any) -> st.SearchStrategy[Data]:
+    """Data that are valid but for one place, which has this value."""
+    return _some_data(place).flatmap(lambda data: _changed(data, place, lambda _: st.just(value)))
 
 
 def at_its_bound(place: Place) -> st.SearchStrategy[Data] | None:

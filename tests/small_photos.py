@@ -1,57 +1,59 @@
-"""Photos that tests of synthesis share: striped plates, some with a dark pit, drawn by a few lines of NumPy."""
+"""Small photos for the tests of synthesis: quick to make, unlike each other."""
+
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pytest
+from PIL import Image
 
-from gmel.synthesis.photo import GOOD, Photo, quantised
+from gmel.synthesis.data.dataset import Dataset
+from gmel.synthesis.photo import GOOD, Photo
 
-
-class Silent:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: list[float] = []
-
-    def stage(self, text: str) -> None:
-        self.notes.append(text)
-
-    def advance(self, done: float, total: float, text: str) -> None:
-        self.steps.append(done / total)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+REAL = Path(os.environ.get("GMEL_REAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
-def plate(seed: int, size: tuple[int, int] = (40, 48)) -> NDArray[np.floating]:
-    """A plate with stripes, lighter on one side, with a little noise."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    stripes = 0.08 * np.sin(rows / 1.5 + rng.uniform(0, 6)) + 0.1 * columns / size[1]
-    return 0.5 + stripes + 0.02 * rng.standard_normal(size)
+def real(name: str) -> Path:
+    """A folder of real photos; the test is skipped where there is none."""
+    if not (REAL / name).is_dir():
+        pytest.skip(f"real photos of {name} are not in {REAL} (GMEL_REAL_DATA); they may not be shipped")
+    return REAL / name
 
 
-def good_plates(count: int, size: tuple[int, int] = (40, 48)) -> list[Photo]:
-    return [Photo(quantised(plate(seed, size), np.dtype(np.uint8)), GOOD, name=f"good/{seed}") for seed in range(count)]
+def pixels(seed: int, shape: tuple[int, int] = (24, 20), dtype: Any = np.uint8) -> Any:
+    """Random grey values: no two seeds look alike."""
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
-def pitted_plates(count: int, size: tuple[int, int] = (40, 48), label: str = "pit") -> list[Photo]:
-    """Plates with a round dark pit and its mask."""
-    made: list[Photo] = []
-    for seed in range(count):
-        pixels = plate(100 + seed, size)
-        rows, columns = np.mgrid[: size[0], : size[1]]
-        mask = (rows - 20) ** 2 + (columns - 18 - seed) ** 2 <= 16
-        pixels = np.where(mask, pixels - 0.3, pixels)
-        made.append(Photo(quantised(pixels, np.dtype(np.uint8)), label, mask=mask, name=f"{label}/{seed}"))
-    return made
+def save(path: Path, image: Any, **options: Any) -> Path:
+    """Writes an array or image, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+    return path
 
 
-def rough_plates(count: int, size: tuple[int, int] = (40, 48), label: str = "rough") -> list[Photo]:
-    """Plates all over rough, without masks."""
-    made: list[Photo] = []
-    for seed in range(count):
-        rng = np.random.default_rng(200 + seed)
-        pixels = plate(200 + seed, size) + 0.1 * rng.standard_normal(size)
-        made.append(Photo(quantised(pixels, np.dtype(np.uint8)), label, name=f"{label}/{seed}"))
-    return made
+def spot(shape: tuple[int, int] = (24, 20)) -> Any:
+    """A mask of 0 and 255 with a few pixels set."""
+    mask = np.zeros(shape, np.uint8)
+    mask[5:9, 4:10] = 255
+    return mask
+
+
+def dataset(groups: dict[str, list[int]]) -> Dataset:
+    """A data set of tiny photos: for each class the sizes of its groups."""
+    photos = [
+        Photo(pixels(7, (8, 8)), label, group=f"{label}-{number}", name=f"{label}/{number}-{copy}.png")
+        for label, sizes in groups.items()
+        for number, size in enumerate(sizes)
+        for copy in range(size)
+    ]
+    return Dataset("small", tuple(photos))
+
+
+def simple_folder(root: Path, classes: tuple[str, ...] = (GOOD, "pit"), count: int = 3) -> Path:
+    """A folder in the image-folder layout without masks."""
+    for row, label in enumerate(classes):
+        for number in range(count):
+            save(root / label / f"{number}.png", pixels(100 * row + number))
+    return root

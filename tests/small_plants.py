@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from gmel.evaluation.ladder import RULES
 from gmel.evaluation.tuning import UNTUNED
@@ -9,6 +10,11 @@ from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import State
+
+# The rules that search compile for half a minute.
+EVERY_RULE = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("optimum", "nash") else name for name in sorted(RULES)
+]
 
 RADIO = """
 model = "uniform-snr"
@@ -19,6 +25,9 @@ floor = "clip"
 sharing = "none"
 download = false
 """
+
+WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
+"""Every device in the cell of a server, sending in no time."""
 
 CATALOGUE = """
 [[models]]

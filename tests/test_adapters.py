@@ -100,8 +100,8 @@ def test_flat_rows_by_hand() -> None:
     # Its reward counts energy: one column more for each option.
     assert scale.other_costs
     rows = np.asarray(flat.flat_rows(seen, scale))
-    columns = {name: rows[:, at] for at, name in enumerate(flat.flat_columns(4, scale.other_costs))}
-    assert rows.shape[1] == len(columns) == flat.flat_width(4, scale.other_costs)
+    columns = {name: rows[:, at] for at, name in enumerate(flat.flat_columns(environment))}
+    assert rows.shape[1] == len(columns) == flat.flat_width(environment) == 7 + 4 * 10
     present = np.asarray(seen.present)
     assert 0 < present.sum() < len(present)
     assert not rows[~present].any()

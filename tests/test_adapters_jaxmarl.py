@@ -14,6 +14,7 @@ from gmel.physics.random import seed_words
 from gmel.simulator.adapters import flat
 from gmel.simulator.adapters.gymnasium import GmelCentralEnv
 from gmel.simulator.adapters.jaxmarl import GmelMultiAgentEnv
+from gmel.simulator.environment import Environment
 from gmel.simulator.state import State
 from small_plants import small_plant
 from test_adapters import OPTIONS, PLANT, SEED, SLOTS, agents_env, random_actions, reset, same
@@ -92,7 +93,7 @@ def test_jaxmarl_reset_state_and_spaces(marl: GmelMultiAgentEnv) -> None:
     assert bool(marl.action_space("device_0").contains(3))
     assert not bool(marl.action_space("device_0").contains(4))
     box = marl.observation_space("device_0")
-    assert box.shape == (flat.flat_width(4, other_costs=True),)
+    assert box.shape == (7 + 4 * 10,)
     assert bool(box.contains(box.sample(jax.random.key(0))))
     two = GmelMultiAgentEnv(PLANT, slots=SLOTS, requests_per_device=2)
     assert two.action_space("device_0").shape == (2,)
@@ -124,7 +125,7 @@ def forward(weights: dict[str, jax.Array], x: jax.Array, mask: jax.Array) -> tup
 def ippo(marl: GmelMultiAgentEnv, updates: int, count: int = 32, steps: int = 16) -> np.ndarray:
     """Independent PPO with shared weights in the manner of PureJaxRL: team reward per update and environment slot."""
     optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(3e-3))
-    weights = shared_network(jax.random.key(0), flat.flat_width(4, other_costs=True))
+    weights = shared_network(jax.random.key(0), flat.flat_width(Environment.from_scenario(PLANT)))
 
     def stacked(tree: dict[str, jax.Array]) -> jax.Array:
         return jnp.stack([tree[agent] for agent in marl.agents], axis=1)

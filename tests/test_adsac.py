@@ -14,6 +14,7 @@ from gmel.scenario.load import load_scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import State
+from placing_by_room import one_by_one
 from reference_adsac import (
     RULES,
     SERVERS,
@@ -82,15 +83,6 @@ def ran(choose: Chooser, episodes: int, slots: int = 10_000, first_seed: int = 1
     return Episodes(*seen[:4], seen[4].astype(np.float64), records)
 
 
-def free(environment: Environment, state: State) -> jax.Array:
-    """Steps that each server has room for."""
-    tasks = state.uploads
-    assert tasks.shared is not None and tasks.units is not None
-    running = tasks.present & tasks.shared.serving
-    at = (tasks.server[:, None] == jnp.arange(SERVERS)) & running[:, None]
-    return environment.plant.server_capacity - jnp.sum(jnp.where(at, tasks.units[:, None], 0.0), axis=0)
-
-
 def as_option(number: jax.Array) -> jax.Array:
     """The source counts server x 4 + service."""
     return 1 + number // SERVICES + PLACES * (number % SERVICES)
@@ -106,21 +98,9 @@ def round_robin(environment: Environment, state: State, turn: jax.Array, key: ja
     return as_option((turn + jnp.cumsum(state.requests.present) - 1) % (SERVERS * SERVICES))
 
 
-def one_by_one(environment: Environment, state: State, best: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """Each request in turn takes the best server x 4 + service by the room that those before it in the slot left."""
-    requests = state.requests
-
-    def place(room: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        number = best(room, row)
-        used = jnp.where(requests.present[row], requests.steps[row], 0.0)
-        return room - used * (jnp.arange(SERVERS) == number // SERVICES), number
-
-    return as_option(jax.lax.scan(place, free(environment, state), jnp.arange(environment.requests))[1])
-
-
 def most_room(environment: Environment, state: State, turn: jax.Array, key: jax.Array) -> jax.Array:
     del turn, key
-    return one_by_one(environment, state, lambda room, row: jnp.argmax(room) * SERVICES)
+    return as_option(one_by_one(environment, state, lambda room, row: jnp.argmax(room) * SERVICES, SERVICES))
 
 
 def prophet(environment: Environment, state: State, turn: jax.Array, key: jax.Array) -> jax.Array:
@@ -132,7 +112,7 @@ def prophet(environment: Environment, state: State, turn: jax.Array, key: jax.Ar
         worth = table[:, :, requests.model[row], requests.steps[row].astype(jnp.int32)]
         return jnp.argmax(jnp.where((room >= requests.steps[row])[:, None], worth, -1.0).reshape(-1))
 
-    return one_by_one(environment, state, best)
+    return as_option(one_by_one(environment, state, best, SERVICES))
 
 
 def earliest_finish(environment: Environment, state: State, turn: jax.Array, key: jax.Array) -> jax.Array:

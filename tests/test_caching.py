@@ -19,7 +19,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.plant import build_plant
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State
-from small_plants import RADIO, plant_text
+from small_plants import RADIO, WIRED, plant_text
 
 MODELS = 6
 MEMORY_GB = (4.0, 5.0, 3.0, 6.0, 4.0, 2.0)
@@ -27,7 +27,6 @@ LOAD_S = (0.8, 1.7, 1.1, 2.3, 0.4, 0.9)
 POPULARITY = tuple((1 + rank) ** -1.2 for rank in (2, 0, 1, 3, 4, 5))
 ROOM_GB = (9.0, 7.0, 12.0)
 SLOTS, DRAIN_SLOTS, EACH = 60, 40, 7
-WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
 
 
 def plant(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drawn_times import times
 from gmel.physics.capacity import Hosted, Hosting, host
 
 ROWS, SERVERS = 8, 2
@@ -77,13 +78,6 @@ def one_server(rows: dict[int, Row], capacity: float, horizon_s: float, on_overl
                 fates[k].lost, fates[k].end_s = True, now
             running -= victims
     return fates
-
-
-# Equal times are frequent among the sixteenths; sums of the others are rounded.
-def times(low: float, high: float) -> st.SearchStrategy[float]:
-    return st.integers(int(16 * low), int(16 * high)).map(lambda n: n / 16) | st.floats(low, high).map(
-        lambda x: round(x, 4)
-    )
 
 
 row_of_a_slot = st.fixed_dictionaries(
@@ -397,6 +391,7 @@ def play(
     return jax.lax.scan(decide, empty, tasks)[1]
 
 
+@pytest.mark.slow
 def test_rewards_of_agod() -> None:
     seeds = 30
     drawn = draw_episodes(seeds)

@@ -244,6 +244,7 @@ def assert_refused(code: int, err: str, words: list[str], place: Path) -> None:
     assert not list(place.glob(".run*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_report_and_resume_ends_where_it_would_have(tmp_path: Path) -> None:
     (tmp_path / "plant.toml").write_text(to_toml(parse_scenario(plant_text(), "small")))
     size = ["--updates", "24", "--episodes", "2", "--slots", "40", "--tuning", "1"]

@@ -323,6 +323,11 @@ def test_traffic_does_not_depend_on_the_actions() -> None:
         assert not np.array_equal(first.servers.free_s, second.servers.free_s)
 
 
+def alike(first: Any, second: Any) -> None:
+    for here, there in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5)
+
+
 def test_parallel_environments_equal_single_ones() -> None:
     environment = environment_of("plain")
     many = seeds(40, 3)
@@ -346,9 +351,7 @@ def test_parallel_environments_equal_single_ones() -> None:
 def test_compiled_step_equals_the_interpreted_one() -> None:
     environment = environment_of("plain")
     state, action = environment.reset(jnp.asarray(seed_words(5))), act(environment, 1, 2, 1, 0, 3)
-    compiled, interpreted = step(environment, state, action), environment.step(state, action)
-    for here, there in zip(jax.tree.leaves(compiled), jax.tree.leaves(interpreted), strict=True):
-        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5)
+    alike(step(environment, state, action), environment.step(state, action))
 
 
 @settings(max_examples=25, deadline=None)
@@ -515,8 +518,9 @@ def test_explicit_requests_replay_the_drawn_run() -> None:
         action = act(environment, *(1 + (slot + n) % 3 for n in range(environment.requests)))
         drawn, reward, outcome = step(environment, drawn, action)
         explicit, reward_b, outcome_b = step(environment, explicit, action, drawn.requests)
-        assert jax.tree.all(jax.tree.map(np.array_equal, (reward, outcome), (reward_b, outcome_b)))
-    assert jax.tree.all(jax.tree.map(np.array_equal, drawn._replace(seed=other.seed), explicit))
+        # Two programs: the compiler may round the last bit otherwise.
+        alike((reward, outcome), (reward_b, outcome_b))
+    alike(drawn._replace(seed=other.seed), explicit)
 
 
 def test_uploads_that_do_not_fit_are_counted() -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drawn_times import times
 from gmel.physics.gang import GangQueued, GangServers, fifo_gangs
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu
 
@@ -135,13 +136,6 @@ def choose(machine: Machine, now: float, row: Row) -> tuple[frozenset[int], bool
     grouped = set().union(*machine.groups)
     ranked = sorted(available, key=lambda gpu: (gpu in grouped, machine.free_s[gpu], gpu))
     return frozenset(ranked[: row["gpus"]]), False
-
-
-# Equal times are frequent among the sixteenths; sums of the others are rounded.
-def times(low: float, high: float) -> st.SearchStrategy[float]:
-    return st.integers(int(16 * low), int(16 * high)).map(lambda n: n / 16) | st.floats(low, high).map(
-        lambda x: round(x, 4)
-    )
 
 
 row_of_a_slot = st.fixed_dictionaries(

@@ -11,7 +11,7 @@ from gmel.evaluation.tuning import shipped
 from gmel.scenario.load import digest, load_scenario
 from gmel.simulator.environment import Environment
 
-QUICK = ["proportional", "greedy", "led2", "coordinated", "eft"]
+QUICK = ["proportional", "greedy", "led2", "coordinated"]
 
 
 def latency_agrees(load: float, name: str, episodes: int, slots: int) -> None:

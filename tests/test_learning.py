@@ -206,7 +206,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize(
+    "name", [name if name == "amarl" else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
+)
 def test_learner_finds_the_answer(name: str) -> None:
     algorithm = make_algorithm(name, **SMALL[name])
     state = algorithm.init(game(), jax.random.key(2))
@@ -252,15 +254,18 @@ def test_update_is_a_function_of_the_state_and_the_state_a_pytree(name: str) -> 
 SCALE = Scale(1.5, 4e6, 2.0)
 
 
-def situation(seed: int, rows: int = 5, servers: int = 3, batch: int = 2, devices: int = 4) -> Observation:
-    """Any observation that an environment could show."""
+def situation(
+    seed: int, rows: int = 5, servers: int = 3, batch: int = 2, devices: int = 4, own_waits: bool = False
+) -> Observation:
+    """Any observation that an environment could show; with `own_waits` the backlog of a server differs by row."""
     rng = np.random.default_rng(seed)
     options = rng.exponential(1.0, (batch, rows, 1 + servers, len(OPTION_FEATURES)))
     for name in ("speed", "gpus"):
         column = OPTION_FEATURES.index(name)
         options[..., column] = 1 + rng.integers(0, 4, (batch, 1, 1 + servers))
     options[..., OPTION_FEATURES.index("local")] = np.arange(1 + servers) == 0
-    options[..., 1:, OPTION_FEATURES.index("backlog_s")] = rng.exponential(1.0, (batch, 1, servers))
+    waits = rows if own_waits else 1
+    options[..., 1:, OPTION_FEATURES.index("backlog_s")] = rng.exponential(1.0, (batch, waits, servers))
     present = np.arange(rows) < rng.integers(min(2, rows - 1), rows, (batch, 1))
     mask = rng.random((batch, rows, 1 + servers)) < 0.7
     mask[..., 0] |= ~mask.any(-1) | ~present
@@ -331,15 +336,15 @@ def test_actor_is_independent_of_the_batch_and_of_the_size_of_the_plant(communic
     assert network(situation(8, rows=60, servers=8, devices=60)).shape == (2, 60, 9)
 
 
-def judge(name: str) -> Any:
+def judge(name: str, own_waits: bool = False) -> Any:
     """A critic as a function of the observation: own values by row, and the team's."""
     if name == "attention":
-        critic = AttentionCritic(SCALE, jax.random.key(0), 16)
+        critic = AttentionCritic(SCALE, jax.random.key(0), 16, own_waits=own_waits)
         return lambda seen: tuple(critic(seen))
     if name == "flat":
         flat = FlatCritic(SCALE, 5, 4, jax.random.key(0), 16)
         return lambda seen: tuple(flat(seen))
-    options = OptionCritic(SCALE, jax.random.key(0), 16)
+    options = OptionCritic(SCALE, jax.random.key(0), 16, own_waits=own_waits)
 
     def judged(seen: Observation) -> tuple[jax.Array, jax.Array]:
         result = options(seen, jnp.argmax(jnp.where(seen.mask, seen.options[..., 3], -1.0), axis=-1))
@@ -348,13 +353,17 @@ def judge(name: str) -> Any:
     return judged
 
 
-@pytest.mark.parametrize("name", ["attention", "option", "flat"])
-def test_critics_ignore_absent_rows_and_the_batch(name: str) -> None:
-    critic, seen = judge(name), situation(11, batch=4)
+@pytest.mark.parametrize(
+    ("name", "own_waits"),
+    [("attention", False), ("attention", True), ("option", False), ("option", True), ("flat", False)],
+)
+def test_critics_ignore_absent_rows_and_the_batch(name: str, own_waits: bool) -> None:
+    critic, seen = judge(name, own_waits), situation(11, batch=4, own_waits=own_waits)
     own, team = critic(seen)
     absent = ~seen.present[..., None]
-    # The state of the servers stands in every row, the rest of an absent row is anything.
-    column = jnp.array([feature not in ("speed", "gpus", "backlog_s") for feature in OPTION_FEATURES])
+    # What is the same of the servers stands in every row, the rest of an absent row is anything.
+    alike = ("speed", "gpus") if own_waits else ("speed", "gpus", "backlog_s")
+    column = jnp.array([feature not in alike for feature in OPTION_FEATURES])
     junk = seen._replace(
         options=jnp.where(absent[..., None] & column, 9.0, seen.options), task=jnp.where(absent, 7.0, seen.task)
     )
@@ -369,6 +378,34 @@ def test_critics_ignore_absent_rows_and_the_batch(name: str) -> None:
         moved_own, moved_team = critic(rows_of(seen, order))
         same(moved_team, team)
         same(jnp.where(seen.present, own, 0.0)[:, order], jnp.where(seen.present[:, order], moved_own, 0.0))
+
+
+@pytest.mark.parametrize("name", ["attention", "option"])
+def test_an_empty_slot_is_judged_by_the_servers(name: str) -> None:
+    """Whatever the rows say of servers of their own: without requests, their mean."""
+    critic, seen = judge(name, True), situation(11, batch=4, own_waits=True)
+    empty = seen._replace(present=jnp.zeros_like(seen.present))
+    column = OPTION_FEATURES.index("backlog_s")
+    _, team = critic(empty)
+    _, busier = critic(empty._replace(options=empty.options.at[:, 1:, 1:, column].add(2.0)))
+    assert np.isfinite(np.asarray(team)).all()
+    assert (np.abs(np.asarray(busier - team)) > 1e-4).all()
+
+
+def shared_by_weight() -> Task:
+    """Two servers whose tasks share them by weight."""
+    text = GAME.replace("[tasks]", "[tasks]\ncpu_weights = [2.0]")
+    scenario = parse_scenario(f'{text}\n[service]\ndiscipline = "sharing"', "shared")
+    return make_task(Environment.from_scenario(scenario), scenario)
+
+
+@pytest.mark.parametrize(("name", "critic"), [("amarl", AttentionCritic), ("amarl-soft", OptionCritic)])
+def test_learners_tell_their_critics_where_requests_wait_unlike(name: str, critic: type) -> None:
+    for task, own_waits in ((game(), False), (shared_by_weight(), True)):
+        learner = make_algorithm(name, **{**SMALL[name], "environments": 2})
+        state = jax.eval_shape(lambda key, task=task, learner=learner: learner.init(task, key), jax.random.key(0))
+        assert isinstance(state.critic, critic)
+        assert state.critic.own_waits is own_waits
 
 
 @settings(max_examples=5, deadline=None)

@@ -38,6 +38,22 @@ def run(scenario: Scenario, slots: int = 200, option: int = 1, seed: int = 1) ->
     return jax.jit(lambda state: jax.lax.scan(slot, state, length=slots)[1])(start)
 
 
+def distances_m(scenario: Scenario, states: State) -> tuple[np.ndarray, np.ndarray]:
+    """Length of each link on the floor and through the air, [slots, devices, servers]."""
+    servers_m = np.asarray(Environment.from_scenario(scenario).plant.server_position_m, float)
+    place = np.asarray(states.motion.position_m, float)
+    floor_m = np.linalg.norm(place[:, :, None] - servers_m, axis=-1)
+    return floor_m, np.maximum(np.hypot(floor_m, scenario.radio.server_height_m - scenario.radio.device_height_m), 1.0)
+
+
+def loss_db(scenario: Scenario, states: State) -> np.ndarray:
+    """What an upload loses on each link, from its SNR: power - noise at -174 dBm/Hz, band and figure - loss."""
+    radio = scenario.radio
+    noise_dbm = -174.0 + 10 * np.log10(radio.bandwidth_hz) + radio.noise_figure_db
+    snr_db = 10 * np.log10(np.asarray(states.links.uplink_snr, float))
+    return scenario.devices.tx_power_dbm - noise_dbm - snr_db
+
+
 @pytest.mark.parametrize("mobility", [WALK, ROUTE], ids=["waypoint", "route"])
 def test_links_follow_the_places(mobility: str) -> None:
     scenario = plant(mobility, devices=8, max_uploads=96)
@@ -54,11 +70,25 @@ def test_links_follow_the_places(mobility: str) -> None:
     assert near.mean() < 0.5 * far.mean()
 
 
+@pytest.mark.parametrize("mobility", [WALK, ROUTE], ids=["waypoint", "route"])
+def test_without_shadowing_a_link_is_a_function_of_the_place(mobility: str) -> None:
+    radio = HALL.replace('"inf"', '"log-distance"')
+    scenario = plant(mobility, radio=radio, devices=8, max_uploads=96)
+    _, states = run(scenario, slots=50)
+    _, apart_m = distances_m(scenario, states)
+    expected_db = 33.0 + 25.5 * np.log10(apart_m) + 20.0 * np.log10(3.5)
+    np.testing.assert_allclose(loss_db(scenario, states), expected_db, atol=2e-3)
+    assert np.ptp(expected_db[:, 0], axis=0).min() > 1.0
+
+
 def test_the_marginal_law_of_the_links_is_that_of_devices_that_stand() -> None:
     """Along a route the shadowing around the path loss of the present place keeps its law."""
     radio = HALL.replace('"inf"', '"log-distance"') + "\nshadowing_db = 6.0"
-    _, states = run(plant(ROUTE, radio=radio, devices=30, max_uploads=96), slots=600)
-    shadow = np.asarray(states.motion.shadow)
+    scenario = plant(ROUTE, radio=radio, devices=30, max_uploads=96)
+    _, states = run(scenario, slots=600)
+    _, apart_m = distances_m(scenario, states)
+    path_db = 33.0 + 25.5 * np.log10(apart_m) + 20.0 * np.log10(3.5)
+    shadow = (loss_db(scenario, states) - path_db) / 6.0
     assert abs(shadow.mean()) < 0.1
     assert shadow.std() == pytest.approx(1.0, abs=0.05)
     # 1.5 m a slot, correlation exp(-1.5 / 10) where the route is straight.
@@ -67,11 +97,26 @@ def test_the_marginal_law_of_the_links_is_that_of_devices_that_stand() -> None:
 
 
 def test_the_share_in_sight_is_its_probability() -> None:
-    _, states = run(plant(WALK, devices=40, max_uploads=200), slots=400)
-    uniform = np.asarray(jax.scipy.special.ndtr(states.motion.sight))
-    # Deciles of the uniform that decides on the sight.
-    share = np.histogram(uniform, bins=10, range=(0, 1))[0] / uniform.size
-    np.testing.assert_allclose(share, 0.1, atol=0.015)
+    """Which links are in sight is told from what they lose: TR 38.901, InF-DH, Tables 7.4.1-1 and 7.4.2-1."""
+    scenario = plant(WALK, devices=40, max_uploads=200)
+    assert scenario.radio.subscenario == "DH"
+    _, states = run(scenario, slots=400)
+    floor_m, apart_m = distances_m(scenario, states)
+    far, shadow = np.log10(apart_m), np.asarray(states.motion.shadow, float)
+    sight_db = 31.84 + 21.5 * far + 19.0 * np.log10(3.5)
+    hidden_db = np.maximum(33.63 + 21.9 * far + 20.0 * np.log10(3.5), sight_db)
+    lost_db = loss_db(scenario, states)
+    in_sight = np.abs(lost_db - (sight_db + 4.3 * shadow)) < 5e-3
+    hidden = np.abs(lost_db - (hidden_db + 4.0 * shadow)) < 5e-3
+    assert (in_sight | hidden).all()
+    told = in_sight != hidden
+    assert told.mean() > 0.99
+    # Clutter of 2 m, density 0.6, height 6 m; device 1.5 m, server 8 m.
+    chance = np.exp(floor_m * np.log(1 - 0.6) / 2.0 * (6.0 - 1.5) / (8.0 - 1.5))
+    for nearer, farther in ((0, 3), (3, 6), (6, 12), (12, 80)):
+        here = told & (floor_m >= nearer) & (floor_m < farther)
+        assert here.sum() > 300
+        assert in_sight[here].mean() == pytest.approx(chance[here].mean(), abs=0.05), (nearer, farther)
 
 
 def test_devices_that_stand_cost_nothing() -> None:

@@ -1,6 +1,7 @@
 """Servers that join and leave by schedule: replayed in plain Python, masked as heard, and not there when they are."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,26 @@ import pytest
 
 from gmel.cli.main import main
 from gmel.cli.progress import ConsoleReporter
+from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.render.html import scene_html
 from gmel.evaluation.render.scene import film
 from gmel.evaluation.simulate import simulate
+from gmel.policies.rules import LeastExpectedDelay
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario, to_toml
-from gmel.scenario.schema import Scenario
+from gmel.scenario.schema import Episode, Scenario
+from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.presence import presence_of, stays_at
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
-from small_plants import plant_text
+from small_plants import WIRED, plant_text
 
 Plan = list[tuple[float, float]]
 ALWAYS: Plan = [(0.0, math.inf)]
 # Ends inside slots and at slot starts; away at first; away for good at last.
 PLANS: list[Plan] = [[(0.0, 7.3), (15.55, 22.0), (31.0, math.inf)], ALWAYS, [(9.25, 40.5)]]
 SLOTS, DRAIN_SLOTS = 60, 60
-WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
 
 
 def plant(plans: list[Plan] = PLANS, service: str = "", server: str = "", **choices: Any) -> Scenario:
@@ -226,12 +229,16 @@ def test_gangs_of_one_gpu_that_load_nothing_are_first_in_first_out() -> None:
     text = to_toml(plant(catalogue=True)).replace("gangs = []", "gangs = [{ gpus = 1 }]")
     gangs = parse_scenario(text.replace('discipline = "fifo"', 'discipline = "gang"'), "gang")
     assert gangs.service.discipline == "gang"
-    plain, _, _ = drive(plant(catalogue=True))
-    mine, _, _ = drive(gangs)
+    plain, _, last = drive(plant(catalogue=True))
+    mine, _, gang_last = drive(gangs)
     np.testing.assert_array_equal(plain.option, mine.option)
     np.testing.assert_array_equal(plain.dropped, mine.dropped)
     served = ~plain.dropped
     np.testing.assert_allclose(plain.start_s[served], mine.start_s[served], atol=2e-4)
+    # The last server has left for good: both say a day.
+    for scenario, state in ((plant(catalogue=True), last), (gangs, gang_last)):
+        seen = Environment.from_scenario(scenario).observe(jax.tree.map(jnp.asarray, state))
+        np.testing.assert_array_equal(option(seen, "backlog_s")[:, 3], 86_400.0)
 
 
 @pytest.mark.parametrize("overload", ["crash", "reject"])
@@ -393,3 +400,51 @@ def test_a_picture_shows_a_server_that_comes_and_goes() -> None:
             for before, after in pairwise(mine):
                 assert after.start_s >= before.end_s - 1e-3
     assert "<canvas" in scene_html(scene)
+
+
+# Whether there is a mean to speak of
+
+
+LATE: list[Plan] = [ALWAYS, [(0.0, 200.0)]]
+
+
+def late_leaver(rate_per_s: float) -> Scenario:
+    """Two servers of speed 1, mean work 1.25; the second leaves at two thirds of the episode."""
+    plain = plant(LATE, speeds=(1.0, 1.0), gpus=(1, 1), device_speed=0.01, arrivals=f"rate_per_s = {rate_per_s}")
+    return plain.model_copy(update={"episode": Episode(slots=300, warmup_slots=20)})
+
+
+@pytest.mark.parametrize(("rate_per_s", "steadily"), [(0.72, False), (2.0, True)])
+def test_a_server_that_leaves_late_overloads_nobody(rate_per_s: float, steadily: bool) -> None:
+    """At 0.72 requests a second one server has a load of 0.9, two of 0.45; at 2 both together have 1.25."""
+    scenario = late_leaver(rate_per_s)
+    environments = build_environments(scenario)
+    assert environments.load == pytest.approx(rate_per_s * 1.25 / (1.0 + 2.0 / 3.0))
+    traffic = Episodes(16, 300, 20, first_seed=5)
+    measured = run_episodes(environments.test, LeastExpectedDelay(), traffic, jax.random.key(0))
+    assert measured.steady == (0, 200)
+    assert measured.overloaded(0.54) is steadily
+    # The backlog does grow when the server leaves, whatever the load.
+    assert replace(measured, steady=None).overloaded(0.54)
+
+
+def test_the_steady_time_is_the_longest_and_of_two_the_later() -> None:
+    traffic = Episodes(1, SLOTS, 0, first_seed=5)
+    for plans, steady in (
+        ([ALWAYS, [(0.0, 10.5), (30.0, math.inf)]], (30, 60)),
+        ([ALWAYS, [(0.0, 30.0)]], (30, 60)),
+        ([ALWAYS, [(12.3, 12.9), (20.0, 50.0)]], (20, 50)),
+        ([ALWAYS, [(100.0, math.inf)]], (0, 60)),
+    ):
+        environment = Environment.from_scenario(plant(plans, speeds=(1.0, 1.0), gpus=(1, 1)))
+        assert run_episodes(environment, LeastExpectedDelay(), traffic, jax.random.key(0)).steady == steady
+
+
+def test_the_load_of_shorter_episodes_counts_the_servers_that_are_there() -> None:
+    scenario = late_leaver(0.64)
+    for slots, servers in ((300, 1.0 + 2.0 / 3.0), (200, 2.0), (250, 1.8)):
+        simulation = simulate(scenario, "led2", 1, ConsoleReporter(), slots=slots)
+        assert simulation.load == pytest.approx(0.64 * 1.25 / servers)
+    absent = plant([[(40.0, math.inf)]], speeds=(1.0,), gpus=(1,), arrivals="rate_per_s = 0.1")
+    with pytest.raises(InputError, match="--slots 30: no server is there"):
+        simulate(absent, "led2", 1, ConsoleReporter(), slots=30)

@@ -17,6 +17,7 @@ from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import State
+from placing_by_room import one_by_one
 
 EPISODES = 6
 
@@ -65,7 +66,13 @@ def test_gmel_has_room_for_learning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "delay_s"), [("uniform", 16.4), ("proportional", 7.6), ("greedy", 13.9), ("coordinated", 7.5)]
+    ("policy", "delay_s"),
+    [
+        pytest.param("uniform", 16.4, marks=pytest.mark.slow),
+        pytest.param("proportional", 7.6, marks=pytest.mark.slow),
+        pytest.param("greedy", 13.9, marks=pytest.mark.slow),
+        ("coordinated", 7.5),
+    ],
 )
 def test_lad_ts_delays(policy: str, delay_s: float) -> None:
     """Reference 4.11: Opt-TS 7.5 +- 0.6 (one-step greedy with in-slot knowledge: `coordinated`), and its rivals."""
@@ -223,28 +230,6 @@ class TestAgod:
             totals.append(float(records.quality[began].sum() - 2 * left.sum()))
         return totals
 
-    @staticmethod
-    def free(environment: Environment, state: State) -> jax.Array:
-        """Steps that each provider has room for."""
-        tasks = state.uploads
-        running = tasks.present & tasks.shared.serving
-        at = (tasks.server[:, None] == jnp.arange(environment.servers)) & running[:, None]
-        return environment.plant.server_capacity - jnp.sum(jnp.where(at, tasks.units[:, None], 0.0), axis=0)
-
-    @staticmethod
-    def one_by_one(environment: Environment, state: State, score: jax.Array, fits: bool) -> jax.Array:
-        """Each request in turn takes the provider of the best score, beside those placed before it in the slot."""
-        requests = state.requests
-
-        def place(room: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-            steps = requests.steps[row]
-            value = jnp.where(room >= steps, score[row], -1.0) if fits else room
-            best = jnp.argmax(value)
-            used = jnp.where(requests.present[row], steps, 0.0) * (jnp.arange(room.shape[0]) == best)
-            return room - used, best
-
-        return jax.lax.scan(place, TestAgod.free(environment, state), jnp.arange(environment.requests))[1]
-
     def test_random_crashes(self) -> None:
         def choose(environment, state, turn, key):
             del state, turn
@@ -262,7 +247,7 @@ class TestAgod:
     def test_most_room(self) -> None:
         def choose(environment, state, turn, key):
             del turn, key
-            return TestAgod.one_by_one(environment, state, jnp.zeros((environment.requests, 1)), fits=False)
+            return one_by_one(environment, state, lambda room, row: jnp.argmax(room))
 
         assert np.mean(self.reward(choose)) == pytest.approx(356, abs=3 * 13 / 2 + 15)
 
@@ -272,6 +257,10 @@ class TestAgod:
             steps = state.requests.steps
             table = environment.plant.catalogue.quality[1:, 0, :]
             quality = table[:, steps.astype(jnp.int32)].T
-            return TestAgod.one_by_one(environment, state, quality, fits=True)
+
+            def best(room, row):
+                return jnp.argmax(jnp.where(room >= steps[row], quality[row], -1.0))
+
+            return one_by_one(environment, state, best)
 
         assert np.mean(self.reward(choose)) == pytest.approx(557, abs=3 * 14 / 2 + 15)

@@ -17,12 +17,13 @@ from gmel.cli.progress import ConsoleReporter
 from gmel.evaluation.render.gantt import gantt_png
 from gmel.evaluation.render.hall import MAX_FRAMES, hall_gif
 from gmel.evaluation.render.html import FIELDS, scene_html, scene_json
-from gmel.evaluation.render.scene import Scene, Server, Task, film, lanes, schematic_m
+from gmel.evaluation.render.scene import Scene, Server, Task, film, lanes, schematic_m, side_by_side
 from gmel.evaluation.render.state import backlog_s, deepest_s, instant, rate_limits_bps
 from gmel.evaluation.render.write import render
 from gmel.evaluation.simulate import Simulation, simulate
 from gmel.physics.random import mix_seed
 from gmel.scenario.errors import InputError
+from gmel.scenario.schema import Service
 from gmel.simulator.environment import seeds
 from gmel.simulator.links import draw_positions_m
 from small_plants import small_plant
@@ -36,8 +37,9 @@ def made(server: int, times: tuple[float, float, float, float], **more: object) 
 
 
 def scene_of(*tasks: Task, name: str = "S0") -> Scene:
-    servers = [Server(name, 2.0, 2.0, 2, 1.0), Server("S1", 8.0, 2.0, 1, 1.0)]
-    return Scene("title", "subtitle", 0.0, 10.0, 1.0, (10.0, 4.0), False, np.array([[1.0, 1.0]]), servers, list(tasks))
+    servers = [Server(name, 2.0, 2.0, 2, 1.0, 2), Server("S1", 8.0, 2.0, 1, 1.0, 1)]
+    devices_m = np.array([[1.0, 1.0]])
+    return Scene("title", "subtitle", 0.0, 10.0, 1.0, (10.0, 4.0), False, False, devices_m, servers, list(tasks))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,41 @@ def test_lanes_take_the_gpu_that_is_free_earliest() -> None:
     assert lanes(start[::-1], end[::-1], 2).tolist() == [0, 1, 1, 0]
 
 
+def test_tasks_at_once_have_rows_of_their_own() -> None:
+    start, end = np.array([0.0, 1.0, 2.0, 3.0, 6.0]), np.array([5.0, 3.0, 6.0, 7.0, 8.0])
+    assert side_by_side(start, end).tolist() == [0, 1, 2, 1, 0]
+    assert side_by_side(start[::-1], end[::-1]).tolist() == [0, 1, 2, 1, 0]
+
+
+def test_a_shared_server_shows_all_its_tasks() -> None:
+    shared = small_plant(gpus=(2, 1, 1), arrivals="load = 0.9", max_uploads=80, device_speed=0.05)
+    shared = shared.model_copy(update={"service": Service(discipline="sharing")})
+    scene = film(simulate(shared, "led2", 1, ConsoleReporter(), slots=40), 20)
+    assert scene.shared
+    for number, server in enumerate(scene.servers):
+        mine = scene.of_server(number)
+        most = max(sum(other.start_s <= task.start_s < other.end_s for other in mine) for task in mine)
+        assert server.lanes >= most
+        assert {task.lane for task in mine} <= set(range(server.lanes))
+        for lane in range(server.lanes):
+            for one, other in pairwise([task for task in mine if task.lane == lane]):
+                assert other.start_s >= one.end_s - 1e-3
+    assert any(server.lanes > server.gpus for server in scene.servers)
+    assert '"shared":true' in scene_json(scene)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_bars_at_once_are_drawn_beside_one_another(at_once: int) -> None:
+    tasks = [made(0, (0.0, 1.0, 1.0, 9.0), lane=lane) for lane in range(at_once)]
+    scene = scene_of(*tasks)
+    servers = [replace(scene.servers[0], gpus=1, lanes=at_once)]
+    pixels = np.asarray(Image.open(io.BytesIO(gantt_png(replace(scene, shared=True, servers=servers)))).convert("RGB"))
+    blue = (pixels == (0, 114, 178)).all(axis=-1)
+    # Down the middle of the bars; those of the legend lie above the axes.
+    column = blue[pixels.shape[0] // 4 :, 520]
+    assert np.count_nonzero(np.diff(column.astype(int)) == 1) == at_once
+
+
 def test_an_instant_is_told_from_the_times() -> None:
     offloaded = made(0, (1.0, 2.0, 3.0, 5.0))
     dropped = made(1, (0.0, 2.0, 7.0, 7.0), status="dropped", finish_s=6.0)
@@ -106,6 +143,8 @@ def test_backlog_is_the_work_left_per_gpu() -> None:
     np.testing.assert_allclose(backlog_s(scene, 1.0), [2.0, 2.0])
     np.testing.assert_allclose(backlog_s(scene, 3.0), [(2.0 + 1.0) / 2, 1.0])
     assert deepest_s(scene) == pytest.approx(2.0, abs=0.1)
+    # Side by side: until the last has ended.
+    np.testing.assert_allclose(backlog_s(replace(scene, shared=True), 3.0), [3.0, 1.0])
 
 
 def test_positions_are_those_the_links_were_drawn_from() -> None:

@@ -14,9 +14,8 @@ from gmel.scenario.schema import Scenario
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
-from small_plants import plant_text
+from small_plants import WIRED, plant_text
 
-WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false'
 RADIO = 'model = "uniform-snr"\nrate = "shannon"\nfading = "none"\nfloor = "clip"\ndownload = false'
 Choice = Callable[[Environment, State], jax.Array]
 
@@ -155,23 +154,28 @@ class TestCapacity:
         assert crashed.dropped.mean() > rejected.dropped.mean()
 
     def test_what_is_lost_costs_the_share_left(self) -> None:
-        scenario = self.scenario(reward="latency = 0.0\nloss = 2.0")
+        """Slots are short against the service, so that a crash finds tasks that are partly done."""
+        scenario = self.scenario(reward="latency = 0.0\nloss = 2.0", slot_s=0.1)
         environment = Environment.from_scenario(scenario)
 
-        def slot(state: State, _: None) -> tuple[State, tuple[jax.Array, Outcome]]:
+        def slot(state: State, _: None) -> tuple[State, tuple[jax.Array, Outcome, jax.Array]]:
+            present = state.requests.present & (state.slot < 760)
+            state = state._replace(requests=state.requests._replace(present=present))
             after, reward, outcome = environment.step(state, jnp.full(environment.requests, 3))
-            return after, (reward.team, outcome)
+            return after, (reward.team, outcome, state.requests.work)
 
         start = environment.reset(seeds(3, 1)[0])
-        team, outcome = jax.jit(lambda state: jax.lax.scan(slot, state, length=150)[1])(start)
-        records = task_records(outcome, 1.0)
-        lost = records.where(records.dropped)
-        assert len(lost) > 20
+        last, (team, outcome, work) = jax.jit(lambda state: jax.lax.scan(slot, state, length=800))(start)
+        assert not np.asarray(last.uploads.present).any()
+        lost = np.asarray(outcome.final & outcome.dropped)
+        # The server does one work unit a second: a task takes as many seconds as it has work.
+        service_s = np.asarray(work)[np.asarray(outcome.decided_slot)[lost], np.asarray(outcome.row)[lost]]
+        ran_s = np.asarray(outcome.end_s - outcome.start_s)[lost]
+        never = ran_s < 1e-6
+        assert 20 < never.sum() < len(ran_s) - 20
+        assert (ran_s <= service_s + 1e-3).all()
         total = -float(np.asarray(team, float).sum())
-        # At most the loss of all, at least that of those who never began.
-        never = (lost.end_s - lost.start_s < 1e-6).sum()
-        assert 2.0 * never <= total + 1e-3
-        assert total <= 2.0 * len(lost) + 1e-3
+        assert total == pytest.approx(2.0 * (1.0 - ran_s / service_s).sum(), rel=1e-4)
 
     @pytest.mark.parametrize(
         ("change", "part"),
@@ -230,6 +234,9 @@ class TestGangs:
         present, gang = np.asarray(seen.present), np.asarray(state.requests.gang)
         assert (gang[present] == 2).any()
         np.testing.assert_array_equal(np.asarray(seen.mask)[present, 2], gang[present] < 2)
+        np.testing.assert_array_equal(
+            np.asarray(option(seen, "backlog_s"))[present, 2], 86_400.0 * (gang[present] == 2)
+        )
         assert np.asarray(seen.mask)[present][:, [1, 3]].all()
 
     def test_devices_expect_the_wait_and_the_load_of_their_gang(self) -> None:

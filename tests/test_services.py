@@ -9,22 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from exported_actors import survives_export
 from gmel.cli.progress import ConsoleReporter
-from gmel.evaluation.ladder import RULES
 from gmel.evaluation.simulate import choose_policy
 from gmel.learning.algorithm import make_task
 from gmel.learning.amarl import Amarl
-from gmel.learning.export import export_policy, load_actor
+from gmel.learning.export import export_policy
 from gmel.learning.mappo import FlatCritic
 from gmel.learning.networks import Actor, AttentionCritic, encode
 from gmel.learning.registry import make_algorithm
 from gmel.policies.central import EarliestFinish
-from gmel.policies.exported import ExportedPolicy
-from gmel.policies.rules import UniformRandom
+from gmel.policies.rules import UniformRandom, expected_cost_s
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
-from gmel.simulator.adapters.flat import flat_rows, row_columns
+from gmel.simulator.adapters.flat import flat_columns, flat_rows
 from gmel.simulator.build import build_environments
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.levels import split_action
@@ -38,7 +37,7 @@ from gmel.simulator.state import (
     option,
     other_cost_s,
 )
-from small_plants import opened, plant_text, rule_keeps_to_the_mask, small_plant
+from small_plants import EVERY_RULE, opened, plant_text, rule_keeps_to_the_mask, small_plant
 
 STEPS, POWERS = (10.0, 30.0), (13.0, 23.0)
 LAWS = {
@@ -130,14 +129,22 @@ def test_only_services_that_are_offered_may_be_chosen() -> None:
 
 
 def test_what_is_observed_is_what_is_projected() -> None:
-    environment, state = opened(offering(reward="latency = 1.0\nquality = 2.0\nlatency_scale_s = 5.0"))
-    seen = environment.observe(state)
+    """Of a request alone on an empty plant: the other cost is that by hand, and the whole cost that of the step."""
+    environment, state = opened(offering(reward="latency = 1.0\nquality = 2.0\nlatency_scale_s = 5.0\nclip = 100.0"))
     row = int(np.flatnonzero(np.asarray(state.requests.present))[0])
-    model = int(state.requests.model[row])
-    for o in np.flatnonzero(np.asarray(seen.mask)[row]):
+    alone = jnp.arange(environment.requests) == row
+    state = state._replace(requests=state.requests._replace(present=alone, noise=jnp.ones(environment.requests)))
+    seen, model = environment.observe(state), int(state.requests.model[row])
+    allowed = np.flatnonzero(np.asarray(seen.mask)[row])
+    assert {digits(int(o))[3] for o in allowed} == {0, 1}
+    for o in allowed:
         place, steps, _, service = digits(int(o))
         quality = by_hand(place, service, model, STEPS[steps])
         assert float(other_cost_s(seen)[row, o]) == pytest.approx(-2.0 * quality * 5.0, rel=1e-5)
+    project = jax.jit(jax.vmap(lambda o: environment.project(state, jnp.full(environment.requests, o)).cost[row]))
+    waited_s = float(-state.requests.generated_s[row])
+    expected_s = np.asarray(expected_cost_s(seen))[row, allowed] + waited_s
+    np.testing.assert_allclose(5.0 * np.asarray(project(jnp.asarray(allowed))), expected_s, rtol=1e-4, atol=1e-4)
 
 
 CAPACITY = """
@@ -316,14 +323,8 @@ def test_an_actor_of_hidden_qualities_survives_its_export(tmp_path) -> None:
     seen = jax.tree.map(lambda leaf: leaf[3], batch)
     actor = Actor(scale_of(scenario), jax.random.key(0))
     actor = eqx.tree_at(lambda a: a.out.weight, actor, 50 * actor.out.weight)
-    logits, mask = np.asarray(actor(seen)), np.asarray(seen.mask)
-    folder = export_policy(actor, tmp_path / "policy", scenario_digest="x", scenario_name="hosts", training={})
-    again = load_actor(folder)
-    assert again.scale == actor.scale
-    np.testing.assert_array_equal(np.asarray(again(seen)), logits)
-    exported = ExportedPolicy.load(folder)
+    exported, mask = survives_export(actor, seen, tmp_path / "policy"), np.asarray(seen.mask)
     found = exported.logits(*(np.asarray(part) for part in (seen.task, seen.options, seen.mask, seen.present)))
-    np.testing.assert_allclose(found[mask], logits[mask], atol=1e-4)
     # The marks reach the scores: another type of task, another score.
     changed = np.asarray(seen.task).copy()
     changed[:, -1] = 1 - changed[:, -1]
@@ -357,7 +358,7 @@ def test_the_flat_view_marks_the_model() -> None:
     environment, batch = observed()
     seen = jax.tree.map(lambda leaf: leaf[3], batch)
     rows = np.asarray(flat_rows(seen, scale_of(scenario)))
-    columns = row_columns(environment)
+    columns = flat_columns(environment)
     assert rows.shape[1] == len(columns)
     first = columns.index("model 0")
     present = np.asarray(seen.present)
@@ -368,7 +369,7 @@ def test_the_flat_view_marks_the_model() -> None:
     assert (rows[~present] == 0).all()
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", EVERY_RULE)
 def test_every_rule_runs_with_services(name: str) -> None:
     environment, state = opened(hosts(TWO, known=False))
     rule_keeps_to_the_mask(name, environment, state)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmel.evaluation.ladder import RULES
 from gmel.evaluation.render.scene import film
 from gmel.evaluation.simulate import Simulation
 from gmel.policies.central import Coordinated, EarliestFinish
@@ -22,7 +21,7 @@ from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.observation import split_of
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import State, option
-from small_plants import opened, plant_text, rule_keeps_to_the_mask
+from small_plants import EVERY_RULE, WIRED, opened, plant_text, rule_keeps_to_the_mask
 from test_equal_finish import Server, shares_by_bisection
 
 SHARED_BAND = """
@@ -409,7 +408,7 @@ def test_many_environments_are_as_one() -> None:
 
 
 class TestPolicies:
-    @pytest.mark.parametrize("name", sorted(RULES))
+    @pytest.mark.parametrize("name", EVERY_RULE)
     def test_every_rule_runs(self, name: str) -> None:
         environment, state = opened(plant())
         rule_keeps_to_the_mask(name, environment, state)
@@ -420,11 +419,11 @@ class TestPolicies:
         assert (action[np.asarray(state.requests.present)] // 4 == 2).all()
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("gpus", "margin"), [((1, 1, 1), 1.02), ((2, 1, 3), 1.15)])
-    def test_reservations_know_of_the_parts(self, gpus: tuple[int, ...], margin: float) -> None:
+    @pytest.mark.parametrize(("gpus", "margin", "gain"), [((1, 1, 1), 1.02, 1.0), ((2, 1, 3), 1.05, 1.05)])
+    def test_reservations_know_of_the_parts(self, gpus: tuple[int, ...], margin: float, gain: float) -> None:
         """Where sending takes no time, they come near to a search that sees what really follows."""
         scenario = plant(
-            radio='model = "wired"\naccess = "home"\nsharing = "none"\ndownload = false',
+            radio=WIRED,
             tasks="",
             age=0,
             gpus=gpus,
@@ -447,8 +446,11 @@ class TestPolicies:
         totals = jax.jit(lambda state: jax.lax.scan(slot, state, length=8)[1])(environment.reset(seeds(3, 1)[0]))
         booked_s, best_s, blind_s = (float(total.sum()) for total in totals)
         assert booked_s < margin * best_s
-        # On one GPU each, to split over all is best for all of them, reservations or not.
-        assert blind_s >= booked_s
+        if gain == 1.0:
+            # On one GPU each, to split over all is best for all of them, reservations or not.
+            assert blind_s == pytest.approx(booked_s, rel=1e-5)
+        else:
+            assert blind_s > gain * booked_s
 
 
 def test_pictures_do_not_show_a_task_at_several_servers() -> None:

@@ -12,7 +12,7 @@ from scipy import integrate
 
 from gmel.evaluation.validation import closed_forms, recording, run
 from gmel.evaluation.validation.check import CHECKS, Check, Exact, Run, Sample, check, critical_score, judge
-from gmel.evaluation.validation.recording import SLOTS, everything_plant, gangs_plant, hosting_plant, run_path
+from gmel.evaluation.validation.recording import SLOTS, gangs_plant, hosting_plant, mixed_plant, run_path
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 from test_cli import gmel
@@ -150,7 +150,7 @@ def test_mean_field_of_the_least_loaded(load: float, choices: int) -> None:
 
 def test_exact_runs_go_through_every_feature() -> None:
     """Otherwise the exact checks would compare nothing of it."""
-    path = run_path(everything_plant(), 3)
+    path = run_path(mixed_plant(), 3)
     records = path.records
     served = (records.option > 0) & ~records.dropped
     assert 0.02 < records.dropped.mean() < 0.5
@@ -228,9 +228,9 @@ def in_simpy(path: Any) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("plant", [pytest.param("hall-20x5", marks=pytest.mark.slow), "everything"])
+@pytest.mark.parametrize("plant", [pytest.param("hall-20x5", marks=pytest.mark.slow), "mixed"])
 def test_simpy_agrees_on_the_same_trace(plant: str) -> None:
-    path = run_path(everything_plant() if plant == "everything" else load_scenario(plant, 0.6), 11)
+    path = run_path(mixed_plant() if plant == "mixed" else load_scenario(plant, 0.6), 11)
     found, records = in_simpy(path), path.records
     at_server = records.option > 0
     assert at_server.sum() > 1000
@@ -250,7 +250,7 @@ def test_thorough_does_more_of_the_same() -> None:
     assert (quick["thorough"], thorough["thorough"]) == (False, True)
 
 
-@pytest.mark.parametrize("runs", [recording.hall, recording.everything, recording.crashing, recording.gangs])
+@pytest.mark.parametrize("runs", [recording.hall, recording.mixed, recording.crashing, recording.gangs])
 def test_exact_runs_have_as_many_slots_as_they_are_told(
     runs: Callable[[Run], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

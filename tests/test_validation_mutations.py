@@ -277,10 +277,8 @@ MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
 }
 QUICK_MUTATIONS = {
     "3 % of the work lost",
-    "last in, first out",
     "ergodic rate off by 1e-6",
     "path loss 0.3 dB high",
-    "no start warm, EAT",
 }
 
 

@@ -16,7 +16,7 @@ from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, State, option
 from small_plants import plant_text, small_plant
 
-WIRED = 'model = "wired"\naccess = "home"\nsharing = "none"'
+WIRED_BOTH_WAYS = 'model = "wired"\naccess = "home"\nsharing = "none"'
 FIXED = 'model = "fixed"\nrate_bps = 2e6\nsharing = "none"'
 
 
@@ -68,7 +68,7 @@ def test_a_fixed_link_is_shared() -> None:
 
 
 def test_a_wired_device_sends_to_its_own_server_in_no_time_and_to_others_over_the_backhaul() -> None:
-    scenario = plant(WIRED, lambda number: f"backhaul_bps = {(number + 1) * 1e7}\nbackhaul_delay_s = 0.25")
+    scenario = plant(WIRED_BOTH_WAYS, lambda number: f"backhaul_bps = {(number + 1) * 1e7}\nbackhaul_delay_s = 0.25")
     records, _ = run(scenario, to(2))
     home = records.device % 3 == 2
     assert home.any()

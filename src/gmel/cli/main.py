@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from gmel import __version__
-from gmel.cli import benchmark, export, report, run, scenario, simulate, validate
+from gmel.cli import benchmark, export, report, run, scenario, simulate, synthesize, validate
 from gmel.scenario.errors import InputError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app.command("report")(report.report)
 app.command("validate")(validate.validate)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(benchmark.app, name="benchmark")
+app.add_typer(synthesize.app, name="synthesize")
 
 
 def _show_version(wanted: bool) -> None:

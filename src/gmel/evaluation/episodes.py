@@ -4,6 +4,7 @@ Every policy meets the same traffic: requests, links and noise are functions of 
 on what is decided.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from gmel.physics.presence import present
 from gmel.policies.policy import CentralPolicy, Policy, decide, initial_memory
 from gmel.scenario.errors import InputError
 from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.presence import stays_at
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome, Uploads
 
@@ -57,6 +60,8 @@ class Measured:
     GPU is free per slot and server of each episode. `backlog_s`: all queues together. `unfinished`: counted tasks that
     were not final at the end of the drain, per episode; they count as missed. `cache_loads`, `cache_load_j`: models
     loaded by choice, not for a task, in the counted slots of each episode, and the energy of that (None: no choice).
+    `steady`: the first slot and the one behind the last of the longest time in which no server comes or goes (None:
+    they never do).
     """
 
     records: list[Records]
@@ -65,6 +70,7 @@ class Measured:
     unfinished: NDArray[np.int64]
     cache_loads: NDArray[np.int64] | None = None
     cache_load_j: NDArray[np.float64] | None = None
+    steady: tuple[int, int] | None = None
 
     def per_episode(self, statistic: Callable[[Records], float]) -> NDArray[np.float64]:
         """A statistic of each episode's records."""
@@ -73,7 +79,7 @@ class Measured:
     @property
     def unstable(self) -> bool:
         """Whether the backlog still grows: it has no mean then, only a horizon."""
-        return _grows(self.backlog_s)
+        return _grows(self._steady_backlog_s)
 
     def overloaded(self, load: float) -> bool:
         """Whether a mean would say more about the horizon than about the policy, at this offered load.
@@ -81,7 +87,12 @@ class Measured:
         Where the servers are offered more than they can do (load >= 1), growth by a quarter is enough; elsewhere it
         must be significant (`unstable`), since a queue in balance wanders.
         """
-        return self.unstable or (load >= 1.0 and _gains(self.backlog_s))
+        return self.unstable or (load >= 1.0 and _gains(self._steady_backlog_s))
+
+    @property
+    def _steady_backlog_s(self) -> NDArray[np.float64]:
+        """The backlog while the same servers are there: that it grows when one leaves says nothing of the load."""
+        return self.backlog_s if self.steady is None else self.backlog_s[:, slice(*self.steady)]
 
 
 def run_episodes(environment: Environment, policy: AnyPolicy, episodes: Episodes, key: jax.Array) -> Measured:
@@ -116,7 +127,7 @@ def run_episodes(environment: Environment, policy: AnyPolicy, episodes: Episodes
             f"max_uploads = {rows}: {int(lost.sum())} uploads in flight did not fit a table of that many rows; "
             "raise max_uploads in the scenario, or lower arrivals.load"
         )
-    return _measured(outcome, left, episodes, float(environment.plant.slot_s))
+    return _measured(outcome, left, episodes, environment)
 
 
 def _one_episode(
@@ -153,7 +164,8 @@ def _run_in_turn(
     )
 
 
-def _measured(outcome: Outcome, left: Uploads, episodes: Episodes, slot_s: float) -> Measured:
+def _measured(outcome: Outcome, left: Uploads, episodes: Episodes, environment: Environment) -> Measured:
+    slot_s, steady = float(environment.plant.slot_s), _steady(environment, episodes.slots)
     records: list[Records] = []
     for episode in range(episodes.count):
         every = task_records(jax.tree.map(lambda field, at=episode: field[at], outcome), slot_s)
@@ -165,11 +177,28 @@ def _measured(outcome: Outcome, left: Uploads, episodes: Episodes, slot_s: float
     counted = (decided >= episodes.warmup_slots) & (decided < episodes.slots)
     unfinished = np.sum(np.asarray(left.present) & counted, axis=1)
     if outcome.cache is None:
-        return Measured(records, wait_s, backlog_s, unfinished)
+        return Measured(records, wait_s, backlog_s, unfinished, steady=steady)
     chosen = slice(episodes.warmup_slots, episodes.slots)
     loads = np.asarray(outcome.cache.models)[:, chosen].sum(axis=(1, 2), dtype=np.int64)
     energy_j = np.asarray(outcome.cache.energy_j)[:, chosen].sum(axis=(1, 2), dtype=np.float64)
-    return Measured(records, wait_s, backlog_s, unfinished, loads, energy_j)
+    return Measured(records, wait_s, backlog_s, unfinished, loads, energy_j, steady)
+
+
+def _steady(environment: Environment, slots: int) -> tuple[int, int] | None:
+    """The longest run of slots at whose starts the same servers are there, the later of two; None: they always are."""
+    plant = environment.plant
+    if plant.presence is None:
+        return None
+
+    def who_is_there(slot: jax.Array) -> jax.Array:
+        stays = stays_at(plant.presence, slot, plant.slot_s)
+        assert stays is not None  # with a schedule
+        return present(stays, jnp.zeros_like(plant.server_speed))
+
+    there = np.asarray(jax.vmap(who_is_there)(jnp.arange(slots)))
+    changes = 1 + np.flatnonzero((there[1:] != there[:-1]).any(axis=1))
+    ends = [0, *changes.tolist(), slots]
+    return max(itertools.pairwise(ends), key=lambda run: (run[1] - run[0], run[1]))
 
 
 def _grows(backlog_s: NDArray[np.float64]) -> bool:

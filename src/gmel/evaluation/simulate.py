@@ -208,6 +208,7 @@ def simulate(
     wanted = slots or scenario.episode.slots
     if traffic.slots < wanted:
         notes.append(f"episodes of {traffic.slots} slots instead of {wanted}: the trace has no more for {episodes}")
+    environments = environments._replace(load=_load_in(scenario, environments.load, traffic.slots))
     sizes = environments.test.plant.switches
     rows = episodes * (traffic.slots + DRAIN_SLOTS) * (sizes.requests + sizes.uploads)
     if rows > MAX_ROWS:
@@ -226,6 +227,18 @@ def simulate(
             )
     overloaded = measured.overloaded(environments.load)
     return Simulation(scenario, trace, chosen, environments, traffic, seed, measured, overloaded, tuple(notes))
+
+
+def _load_in(scenario: Scenario, load: float, slots: int) -> float:
+    """The offered load of an episode of so many slots, in which servers are there for another share of the time."""
+    if slots == scenario.episode.slots:
+        return load
+    capacity = scenario.capacity_in(slots)
+    if capacity <= 0:
+        raise InputError(
+            f"--slots {slots}: no server is there in {slots * scenario.slot.length_s:g} s (servers.present); raise it"
+        )
+    return load * (scenario.capacity / capacity)
 
 
 def as_json(simulation: Simulation) -> dict[str, Any]:

@@ -108,7 +108,8 @@ class Amarl(Algorithm[AmarlState]):
 
     def critic(self, task: Task, key: PRNGKeyArray) -> Critic:
         """The critic before training; rivals replace this part alone (see `mappo.py`)."""
-        return AttentionCritic(task.scale, key, self.critic_width, self.heads)
+        own_waits = task.environment.plant.switches.own_waits
+        return AttentionCritic(task.scale, key, self.critic_width, self.heads, own_waits)
 
     def policy(self, state: AmarlState) -> LearnedPolicy:
         """The actor alone."""

@@ -35,12 +35,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from gmel.learning import replay
 from gmel.learning.algorithm import Algorithm, LearnedPolicy, Metrics, Task, Workers, refresh, start_workers
 from gmel.learning.clipped import entropy
-from gmel.learning.networks import Actor, Linear, encode, option_inputs, task_inputs
+from gmel.learning.networks import Actor, Linear, encode, mean_of_rows, option_inputs, servers_seen, task_inputs
 from gmel.learning.replay import Replay, Slot
 from gmel.learning.rollout import Credit
 from gmel.scenario.errors import InputError
 from gmel.simulator.scale import Scale
-from gmel.simulator.state import Observation, option
+from gmel.simulator.state import Observation
 
 __all__ = ["AmarlSoft", "AmarlSoftState", "Judged", "OptionCritic"]
 
@@ -63,6 +63,7 @@ class OptionCritic(eqx.Module):
 
     scale: Scale = eqx.field(static=True)
     heads: int = eqx.field(static=True)
+    own_waits: bool = eqx.field(static=True)
     option_in: Linear
     task_in: Linear
     query: Linear
@@ -76,9 +77,11 @@ class OptionCritic(eqx.Module):
     team_out: Linear
     alone_out: Linear
 
-    def __init__(self, scale: Scale, key: PRNGKeyArray, width: int = 32, heads: int = 4) -> None:
+    def __init__(
+        self, scale: Scale, key: PRNGKeyArray, width: int = 32, heads: int = 4, own_waits: bool = False
+    ) -> None:
         keys = jax.random.split(key, 12)
-        self.scale, self.heads = scale, heads
+        self.scale, self.heads, self.own_waits = scale, heads, own_waits
         self.option_in = Linear(option_inputs(scale), width, keys[0])
         self.task_in = Linear(task_inputs(scale), width, keys[1])
         self.query, self.key, self.value = (Linear(width, width, k, gain=1.0) for k in keys[2:5])
@@ -139,11 +142,9 @@ class OptionCritic(eqx.Module):
         return self.own_out(hidden)[..., 0], size
 
     def _servers(self, fresh: Observation) -> Float[Array, "*batch servers width"]:
-        """State of the servers. They are the same in every row, present or not."""
-        wait = option(fresh, "backlog_s")[..., 0, 1:] / self.scale.time_s
-        speed = option(fresh, "speed")[..., 0, 1:] * self.scale.time_s / self.scale.work
-        gpus = option(fresh, "gpus")[..., 0, 1:]
-        return self.server_in(jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(gpus)], axis=-1))
+        """State of the servers, as all requests see them on average: so that it does not depend on who goes where."""
+        views = servers_seen(fresh, self.scale, self.own_waits)
+        return self.server_in(mean_of_rows(views, fresh.present))
 
     def _team(self, pooled: Float[Array, "*batch width"], server: Float[Array, "*batch width"]) -> jax.Array:
         server = jnp.broadcast_to(jax.nn.relu(server), pooled.shape)
@@ -224,7 +225,9 @@ class AmarlSoft(Algorithm[AmarlSoftState]):
             )
         actor_key, critic_key, worker_key, key = jax.random.split(key, 4)
         actor = Actor(task.scale, actor_key, self.width, communicating=self.communicating)
-        critic = OptionCritic(task.scale, critic_key, self.critic_width, self.heads)
+        critic = OptionCritic(
+            task.scale, critic_key, self.critic_width, self.heads, task.environment.plant.switches.own_waits
+        )
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         actor_rule, critic_rule, temperature_rule = self._optimisers()
         optimisers = (

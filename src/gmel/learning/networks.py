@@ -24,7 +24,17 @@ from gmel.simulator.state import (
     task,
 )
 
-__all__ = ["Actor", "AttentionCritic", "Packing", "Values", "attention", "encode", "packing"]
+__all__ = [
+    "Actor",
+    "AttentionCritic",
+    "Packing",
+    "Values",
+    "attention",
+    "encode",
+    "mean_of_rows",
+    "packing",
+    "servers_seen",
+]
 
 OPTION_INPUTS = 18
 """Of an option; more where the scenario counts more than latency, lets weights be chosen, or hides quality
@@ -32,6 +42,8 @@ OPTION_INPUTS = 18
 TASK_INPUTS = 7
 """Of a task; more where the scenario hides quality (`task_inputs`)."""
 DIRECT = ("finish", "backlog", "upload", "switch", "service", "download", "local_finish", "capacity")
+_LONGEST = 50.0
+"""Of a time that enters a sum as it is, in units of `Scale.time_s`."""
 # Adam moves every parameter by about the learning rate. The right temperature spans orders of magnitude between plants,
 # so that the direct weights must move faster than those of the network.
 _TEMPERATURE_PACE, _DIRECT_PACE = 4.0, 2.0
@@ -106,7 +118,7 @@ def direct(observation: Observation, scale: Scale) -> Float[Array, "*batch reque
     latency."""
 
     def seconds(name: str) -> Float[Array, "*batch requests options"]:
-        return jnp.minimum(option(observation, name) / scale.time_s, 50.0)
+        return jnp.minimum(option(observation, name) / scale.time_s, _LONGEST)
 
     upload, backlog, service = seconds("upload_s"), seconds("backlog_s"), seconds("service_s")
     switch, download = seconds("switch_s"), seconds("download_s")
@@ -289,6 +301,36 @@ def packing(present: Bool[Array, "*batch requests"], rows: int | None = None) ->
     return Packing(chosen, jnp.clip(jnp.cumsum(flat) - 1, 0, rows - 1), present)
 
 
+def servers_seen(
+    fresh: Observation, scale: Scale, own_waits: bool
+) -> Float[Array, "*batch views servers server_inputs"]:
+    """Inputs of the servers for critics: their backlog, speed and GPUs, at the first level.
+
+    They are the same in every row, present or not, and one view stands for all; but with `own_waits`
+    (`gmel.simulator.plant.Switches.own_waits`) each request has a view of its own.
+    """
+    places = fresh.mask.shape[-1] // scale.levels
+    views = slice(None) if own_waits else slice(1)
+
+    def column(name: str) -> Float[Array, "*batch views servers"]:
+        return option(fresh, name)[..., views, 1:places]
+
+    wait, speed = column("backlog_s") / scale.time_s, column("speed") * scale.time_s / scale.work
+    if own_waits:  # a server with too few GPUs for a gang never has them
+        wait = jnp.minimum(wait, _LONGEST)
+    return jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(column("gpus"))], axis=-1)
+
+
+def mean_of_rows(x: Float[Array, "..."], present: Bool[Array, "*batch requests"]) -> Float[Array, "..."]:
+    """Mean of `x` [*batch, views, ...] over the requests present, all rows where none is; one view is the mean."""
+    axis = present.ndim - 1
+    if x.shape[axis] == 1:
+        return jnp.squeeze(x, axis)
+    counted = present | ~jnp.any(present, axis=-1, keepdims=True)
+    counted = counted.reshape(*counted.shape, *(1,) * (x.ndim - counted.ndim))
+    return jnp.sum(jnp.where(counted, x, 0.0), axis=axis) / jnp.sum(counted, axis=axis)
+
+
 class Values(NamedTuple):
     """What the critic expects: the reward of each request itself, and the return of the team."""
 
@@ -300,11 +342,13 @@ class AttentionCritic(eqx.Module):
     """Centralised critic: one token per request, multi-head attention over the requests of the slot.
 
     In the line of MAAC (Iqbal and Sha 2019): keys, queries and values are shared by all agents, so the critic takes any
-    number of them. It sees the servers as they are, uploads in flight included (training only).
+    number of them. It sees the servers as they are, uploads in flight included (training only); with `own_waits` as
+    each request does, and the team as all of them on average.
     """
 
     scale: Scale = eqx.field(static=True)
     heads: int = eqx.field(static=True)
+    own_waits: bool = eqx.field(static=True)
     option_in: Linear
     token_in: Linear
     server_in: Linear
@@ -316,9 +360,11 @@ class AttentionCritic(eqx.Module):
     team_hidden: Linear
     team_out: Linear
 
-    def __init__(self, scale: Scale, key: PRNGKeyArray, width: int = 32, heads: int = 4) -> None:
+    def __init__(
+        self, scale: Scale, key: PRNGKeyArray, width: int = 32, heads: int = 4, own_waits: bool = False
+    ) -> None:
         keys = jax.random.split(key, 10)
-        self.scale, self.heads = scale, heads
+        self.scale, self.heads, self.own_waits = scale, heads, own_waits
         half = width // 2
         self.option_in = Linear(option_inputs(scale), half, keys[0])
         self.token_in = Linear(2 * half + task_inputs(scale), width, keys[1])
@@ -346,17 +392,13 @@ class AttentionCritic(eqx.Module):
         query, key, value = jnp.split(packed.spread(triple), 3, axis=-1)
         heard = packed.pack(attention(query, key, value, others, self.heads))
         crowd = jnp.sum(present, axis=-1, keepdims=True) / 8.0
-        # The servers are the same in every row, present or not.
-        places = fresh.mask.shape[-1] // self.scale.levels
-        wait = option(fresh, "backlog_s")[..., 0, 1:places] / self.scale.time_s
-        speed = option(fresh, "speed")[..., 0, 1:places] * self.scale.time_s / self.scale.work
-        gpus = option(fresh, "gpus")[..., 0, 1:places]
-        load = jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(gpus)], axis=-1)
-        servers = jnp.mean(jax.nn.relu(self.server_in(load)), axis=-2)
+        load = servers_seen(fresh, self.scale, self.own_waits)
+        views = jnp.mean(jax.nn.relu(self.server_in(load)), axis=-2)
+        servers = mean_of_rows(views, present)
         total = jnp.sum(packed.spread(token), axis=-2) / 8.0
-        backlog = jnp.mean(wait, axis=-1, keepdims=True)
+        backlog = mean_of_rows(jnp.mean(load[..., 1], axis=-1, keepdims=True), present)
         team = self.team_hidden(jnp.concatenate([total, servers, crowd, backlog], axis=-1))
-        context = packed.pack(jnp.broadcast_to(servers[..., None, :], (*present.shape, servers.shape[-1])))
+        context = packed.pack(jnp.broadcast_to(views, (*present.shape, views.shape[-1])))
         own = self.own_hidden(jnp.concatenate([token, heard, context], axis=-1))
         return Values(packed.spread(self.own_out(jax.nn.relu(own)))[..., 0], self.team_out(jax.nn.relu(team))[..., 0])
 

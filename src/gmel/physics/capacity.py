@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Hosted", "Hosting", "host"]
+__all__ = ["Hosted", "Hosting", "host", "progress"]
 
 
 class Hosting(NamedTuple):
@@ -73,6 +73,13 @@ class _Fates(NamedTuple):
     caused: Bool[Array, "rows"]
 
 
+def progress(
+    start_s: Float[Array, "rows"], end_s: Float[Array, "rows"], service_s: Float[Array, "rows"]
+) -> Float[Array, "rows"]:
+    """Share of its duration that has passed of a task that is lost at `end_s`."""
+    return jnp.clip((end_s - start_s) / jnp.where(service_s > 0, service_s, 1.0), 0.0, 1.0)
+
+
 def host(
     tasks: Hosting,
     capacity: Float[Array, "servers"],
@@ -116,7 +123,6 @@ def host(
     first = _Fates(jnp.where(tasks.present & tasks.running, planned_end_s, -jnp.inf), nothing, nothing)
     (end_s, lost, caused), _ = jax.lax.scan(arrive, first, jax.tree.map(lambda field: field[order], arrivals))
     end_s = jnp.where(tasks.present, end_s, planned_end_s)
-    progress = (end_s - start_s) / jnp.where(tasks.service_s > 0, tasks.service_s, 1.0)
     # An arrival at the horizon belongs to the next slot, and so does what it crashes; a task that ends then has left.
     stands = (start_s < horizon_s) & (planned_end_s > horizon_s) & ~(lost & (end_s < horizon_s))
     return Hosted(
@@ -124,6 +130,6 @@ def host(
         end_s=end_s,
         lost=lost,
         caused=caused,
-        progress=jnp.where(lost, jnp.clip(progress, 0.0, 1.0), 1.0),
+        progress=jnp.where(lost, progress(start_s, end_s, tasks.service_s), 1.0),
         running=tasks.present & stands,
     )

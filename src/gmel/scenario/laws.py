@@ -1,13 +1,15 @@
 """What the sections of a scenario are made of: ranges of numbers, names, and simple random laws."""
 
 import math
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -41,6 +43,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_flags(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic would read true as 1.
+        if _has_flag(value) and _asks_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("give a number, not true or false")
+        return value
+
+
+def _has_flag(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(_has_flag(each) for each in value))
+
+
+def _asks_number(annotation: Any) -> bool:
+    """Whether a field is a number, or made of numbers; sections look at their own."""
+    return annotation in (int, float) or any(_asks_number(each) for each in get_args(annotation))
+
 
 class Range(Section):
     """A uniform law on [low, high]; `low = high` is a constant."""
@@ -72,7 +91,7 @@ class Spread(Range):
     def _from_number(cls, value: Any) -> Any:
         if isinstance(value, dict | Range):
             return value
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError("give a number greater than 0, or { low = ..., high = ... }")
         return {"low": value, "high": value}
 

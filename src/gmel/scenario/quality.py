@@ -10,7 +10,7 @@ __all__ = ["Quality"]
 
 
 class Quality(Section):
-    """Quality of a result by its denoising steps, from 0 to 1 (equation (13)).
+    """Quality of a result by its denoising steps (equation (13)), from 0 to 1 but for `log`, which has no bounds.
 
     Below `first_steps` it is 0. `piecewise`: linear from `first` there to `last` at `last_steps`, constant above
     (AGOD). `log`: scale log_base(steps) + offset up to `last_steps`, `last` above (EAT). `power`: limit - factor

@@ -130,6 +130,12 @@ class Reward(Section):
     cooperation: Share = 0.5
 
 
+def _all_unlike(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{what} with the same name: {', '.join(twice)}")
+
+
 class Scenario(Section):
     """A plant: devices, servers, radio, tasks, arrivals and how performance is counted."""
 
@@ -184,9 +190,7 @@ class Scenario(Section):
         if self.cache is not None and not self.switching:
             raise ValueError("cache needs switching = true: else no model is ever loaded")
         for what, names in (("servers", [s.name for s in self.servers]), ("models", [m.name for m in self.models])):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{what} with the same name: {', '.join(twice)}")
+            _all_unlike(what, names)
         return self
 
     @model_validator(mode="after")
@@ -275,10 +279,7 @@ class Scenario(Section):
                     f"server {server.name!r} has services, but results have no quality to choose by: give "
                     "servers.services.quality everywhere with devices.local = false, or models.quality of every model"
                 )
-            names = [service.name for service in server.services]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"server {server.name!r} has services with the same name: {', '.join(twice)}")
+            _all_unlike(f"server {server.name!r} has services", [service.name for service in server.services])
             for service in server.services:
                 if len(service.base) not in (0, len(self.models)):
                     raise ValueError(
@@ -314,7 +315,6 @@ class Scenario(Section):
             return self
         if parts > len(self.servers):
             raise ValueError(f"tasks.split_options = {self.tasks.split_options}: there are {len(self.servers)} servers")
-        home = radio.access == "home" or not all(server.cell for server in self.servers)
         refused = (
             (
                 self.service.discipline != "fifo" or self.failures.any,
@@ -337,7 +337,7 @@ class Scenario(Section):
             ),
             (radio.one_at_a_time, "does not go with radio.one_at_a_time: all parts are sent at once"),
             (
-                home and radio.sharing == "equal" and radio.model != "wired",
+                self.routed and radio.sharing == "equal" and radio.model != "wired",
                 'needs radio.sharing = "none" where tasks go over a home cell: parts would share it',
             ),
         )
@@ -353,6 +353,16 @@ class Scenario(Section):
             return False
         of_servers = not self.devices.local and all(None not in server.laws for server in self.servers)
         return of_servers or all(model.quality is not None for model in self.models)
+
+    @property
+    def asks_steps(self) -> bool:
+        """Whether the denoising steps of a request matter beside its work."""
+        return self.has_quality or bool(self.tasks.step_options) or self.service.discipline == "capacity"
+
+    @property
+    def routed(self) -> bool:
+        """Whether some server is reached over the cell of another."""
+        return self.radio.access == "home" or not all(server.cell for server in self.servers)
 
     @property
     def services(self) -> int:
@@ -389,7 +399,11 @@ class Scenario(Section):
     @property
     def capacity(self) -> float:
         """Work units per second that all servers can do together, failures and absence counted."""
-        episode_s = self.episode.slots * self.slot.length_s
+        return self.capacity_in(self.episode.slots)
+
+    def capacity_in(self, slots: int) -> float:
+        """The same in an episode of so many slots: a server counts for the time that it is there."""
+        episode_s = slots * self.slot.length_s
         return self.failures.availability * sum(
             server.share_present(episode_s) * server.speed * self.best_rate(server) for server in self.servers
         )

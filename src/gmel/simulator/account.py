@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gmel.physics import energy
+from gmel.physics.capacity import progress
 from gmel.physics.queueing import Served
 from gmel.simulator.plant import Plant
 from gmel.simulator.state import Account, Uploads
@@ -29,21 +30,19 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
         took_s = jnp.where(served.dropped, 0.0, served.end_s - served.start_s - switch_s)
         service_s = jnp.where(local, service_s, jnp.maximum(took_s, 0.0))
     download_s = jnp.where(served.dropped, 0.0, rows.download_s)
-    parts = Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, jnp.zeros_like(run_s))
-    sending_s = _sending_s(rows, upload_s)
-    at_server = energy.offload_energy_j(
-        tx_power_w=_tx_power_w(plant, rows),
-        idle_power_w=plant.device_idle_power_w,
-        server_power_w=plant.server_power_w[rows.server],
-        switch_power_w=plant.server_switch_power_w[rows.server],
-        upload_s=sending_s,
-        latency_s=jnp.maximum(parts.latency_s - wait_s, sending_s),
-        run_s=run_s,
-        switch_s=switch_s,
-    )
-    if rows.parts is not None:
-        each = rows.parts
-        at_server = parts_energy_j(
+    account = Account(wait_s, upload_s, queue_s, switch_s, service_s, download_s, jnp.zeros_like(run_s))
+    at_server = _energy_at_server_j(plant, rows, run_s, account)
+    return account._replace(energy_j=jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server))
+
+
+def _energy_at_server_j(
+    plant: Plant, rows: Uploads, run_s: Float[Array, "rows"], account: Account
+) -> Float[Array, "rows"]:
+    """Equation (12) of tasks at servers, whole or in parts; `run_s` is their time on a GPU of their own."""
+    latency_s = account.latency_s - account.wait_to_slot_s
+    each = rows.parts
+    if each is not None:
+        return parts_energy_j(
             plant,
             present=each.present,
             server=each.server,
@@ -51,10 +50,20 @@ def accounts(plant: Plant, rows: Uploads, local: Bool[Array, "rows"], served: Se
             sent_s=each.ready_s if each.sent_s is None else each.sent_s,
             run_s=each.service_s,
             switch_s=each.switch_s,
-            latency_s=parts.latency_s - wait_s,
+            latency_s=latency_s,
             tx_power_w=None if rows.tx_power_w is None else rows.tx_power_w[:, None],
         )
-    return parts._replace(energy_j=jnp.where(local, energy.power_energy_j(plant.device_power_w, run_s), at_server))
+    sending_s = _sending_s(rows, account.upload_s)
+    return energy.offload_energy_j(
+        tx_power_w=_tx_power_w(plant, rows),
+        idle_power_w=plant.device_idle_power_w,
+        server_power_w=plant.server_power_w[rows.server],
+        switch_power_w=plant.server_switch_power_w[rows.server],
+        upload_s=sending_s,
+        latency_s=jnp.maximum(latency_s, sending_s),
+        run_s=run_s,
+        switch_s=account.switch_s,
+    )
 
 
 def parts_energy_j(
@@ -113,8 +122,7 @@ def costs(
         left = jnp.ones_like(latency_s)
         if plant.switches.discipline == "capacity":
             # Only a server that crashes loses what it has begun; elsewhere a task that is discarded never started.
-            done = (served.end_s - served.start_s) / jnp.where(rows.service_s > 0, rows.service_s, 1.0)
-            left = 1.0 - jnp.clip(done, 0.0, 1.0)
+            left = 1.0 - progress(served.start_s, served.end_s, rows.service_s)
         total = total + weights.loss * jnp.where(served.dropped, left, 0.0)
     if weights.price:
         # What a server asks for a second of its work.

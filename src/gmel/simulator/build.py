@@ -99,7 +99,7 @@ def _arrays(table: SlotTable, scenario: Scenario) -> TraceArrays:
             np.cumsum([g.weight for g in model.gangs]) / sum(g.weight for g in model.gangs) for model in scenario.models
         ]
         gang = jnp.asarray(sum((table.model == m) * np.searchsorted(cdf, u) for m, cdf in enumerate(cdfs)), jnp.int32)
-    if scenario.has_quality or scenario.tasks.step_options or scenario.service.discipline == "capacity":
+    if scenario.asks_steps:
         steps = jnp.asarray(table.steps, number)
     if scenario.tasks.step_options:
         of_model = np.array([model.step_work.mean if model.step_work else 0.0 for model in scenario.models])

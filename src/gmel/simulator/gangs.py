@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gmel.simulator.plant import Plant
+from gmel.simulator.presence import NEVER_S
 from gmel.simulator.state import GangNews, Gangs, Requests
 
 __all__ = ["Wanted", "gang_of", "gangs_free_s", "gangs_warm", "no_gangs"]
@@ -36,10 +37,9 @@ def no_gangs(plant: Plant) -> Gangs:
 
 
 def gangs_free_s(news: GangNews, wanted: Wanted) -> Float[Array, "requests servers"]:
-    """Time until as many GPUs of each server are free as each request needs; an hour where it has fewer."""
+    """Time until as many GPUs of each server are free as each request needs; `NEVER_S` where that many never are."""
     at = jnp.minimum(wanted.gpus, news.free_s.shape[-1]) - 1
-    free_s = news.free_s[:, at].T
-    return jnp.where(jnp.isfinite(free_s), free_s, 3600.0)
+    return jnp.minimum(news.free_s[:, at].T, NEVER_S)
 
 
 def gangs_warm(news: GangNews, wanted: Wanted, model: Int[Array, "requests"]) -> Bool[Array, "requests servers"]:

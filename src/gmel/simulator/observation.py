@@ -283,7 +283,10 @@ def _whole(plant: Plant, seen: _Seen, how: Manner) -> _Expected:
         servers = jnp.arange(plant.switches.servers)
         upload_s = upload_s + backhaul_s(plant, seen.cell, servers, seen.requests.size_bit[:, None])
     service_s, energy_j, paid = _service_s(plant, seen, how), None, None
-    wait_s, previous_s = (_held_up_s(plant, queue, how, service_s + seen.switch_s, upload_s) for queue in seen.queues)
+    wait_s, previous_s = (
+        _held_up_s(plant, seen.requests.present, queue, how, service_s + seen.switch_s, upload_s)
+        for queue in seen.queues
+    )
     if plant.switches.other_costs:
         latency_s = jnp.maximum(upload_s, wait_s) + seen.switch_s + service_s + seen.download_s
         energy_j = offload_energy_j(
@@ -379,6 +382,7 @@ def _sending_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests
 
 def _held_up_s(
     plant: Plant,
+    present: Bool[Array, "requests"],
     queue: _Queue,
     how: Manner,
     run_s: Float[Array, "requests servers"],
@@ -395,7 +399,8 @@ def _held_up_s(
     weight = how.cpu_weight[:, None]
     slower = (queue.weight + weight) / (plant.server_gpus * weight)
     beside_s = upload_s + run_s * jnp.maximum(slower - 1.0, 0.0)
-    return jnp.where(jnp.isfinite(plant.server_limit), queue.wait_s, jnp.minimum(queue.wait_s, beside_s))
+    unbounded = jnp.isfinite(plant.server_limit) | ~present[:, None]
+    return jnp.where(unbounded, queue.wait_s, jnp.minimum(queue.wait_s, beside_s))
 
 
 def _service_s(plant: Plant, seen: _Seen, how: Manner) -> Float[Array, "requests servers"]:

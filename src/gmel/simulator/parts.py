@@ -54,22 +54,22 @@ def unique_split(split: Split, over_fewer: list[Split], servers: int) -> Bool[Ar
     Where a set of servers is the same whichever of them is chosen, the one with the largest share stands for it; where
     a split over fewer servers comes to the same, that does. A server without a share stands for nothing.
     """
-    own, there = split.share[..., 0], _servers_of(split, servers)
+    own, there = split.share[..., 0], _members(split, servers, split.server.shape[-1])
     alike = jnp.all(there[:, :, None] == there[:, None, :], axis=-1)
     index = jnp.arange(servers)
     larger = own[:, None, :] > own[:, :, None]
     first = (own[:, None, :] == own[:, :, None]) & (index[None, :] < index[:, None])
     again = jnp.any(alike & (larger | first), axis=2)
     for other in over_fewer:
-        same = jnp.all(there[:, :, None] == _servers_of(other, servers)[:, None, :], axis=-1)
+        same = jnp.all(there[:, :, None] == _members(other, servers, there.shape[-1])[:, None, :], axis=-1)
         again = again | jnp.any(same & (other.share[:, None, :, 0] > 0), axis=2)
     return (own > 0) & ~again
 
 
-def _servers_of(split: Split, servers: int) -> Bool[Array, "requests places servers"]:
-    """Which servers have a part."""
-    at = split.server[..., None] == jnp.arange(servers)
-    return jnp.any(at & (split.share > 0)[..., None], axis=-2)
+def _members(split: Split, servers: int, most: int) -> Int[Array, "requests places parts"]:
+    """The servers that have a part, in rising order; behind them the number `servers`, up to `most` columns."""
+    member = jnp.sort(jnp.where(split.share > 0, split.server, servers), axis=-1)
+    return jnp.pad(member, ((0, 0), (0, 0), (0, most - member.shape[-1])), constant_values=servers)
 
 
 def at_members(

@@ -67,6 +67,8 @@ class Switches:
     step_work_varies: bool
     bit_work: bool
     quality: bool
+    asks_steps: bool
+    """Whether the denoising steps of a request matter beside its work."""
     step_options: tuple[float, ...]
     power_options_dbm: tuple[float, ...]
     factors: tuple[tuple[str, int], ...]
@@ -103,6 +105,11 @@ class Switches:
     def share_weights(self) -> tuple[str, ...]:
         """The weights that options differ in, in the order of `gmel.simulator.state.SHARE_WEIGHTS`."""
         return chosen_weights(self.band_weights, self.cpu_weights)
+
+    @property
+    def own_waits(self) -> bool:
+        """Whether the wait at a server differs by who asks: by its gang, or by the weight of its task."""
+        return self.discipline == "gang" or bool(self.cpu_weights)
 
     @property
     def parts(self) -> int:
@@ -242,6 +249,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         step_work_varies=any(model.step_work.varies for model in scenario.models if model.step_work),
         bit_work=any(model.work_per_bit for model in scenario.models),
         quality=scenario.has_quality,
+        asks_steps=scenario.asks_steps,
         step_options=tuple(tasks.step_options or ()),
         power_options_dbm=tuple(scenario.devices.power_options_dbm or ()),
         factors=tuple(scenario.factors.items()),
@@ -258,7 +266,7 @@ def build_plant(scenario: Scenario, requests: int | None = None) -> Plant:
         mobility=scenario.devices.mobility,
         battery_j=scenario.devices.battery_j,
         standby_power_w=scenario.devices.standby_power_w,
-        routed=radio.access == "home" or not all(server.cell for server in scenario.servers),
+        routed=scenario.routed,
         arrivals=scenario.arrivals,
         at_slot_start=scenario.slot.latency_from == "decided",
         radio=radio,

@@ -14,7 +14,8 @@ from gmel.scenario.schema import Scenario
 __all__ = ["NEVER_S", "Presence", "presence_of", "stays_at"]
 
 NEVER_S = 86_400.0
-"""What a server that does not come back says of its wait: a day, and nobody says more, so that it stays a number."""
+"""What is said of a wait without end, for a server that does not come back or for more GPUs than it has: a day, so that
+it stays a number; where such waits occur nobody says more."""
 
 
 class Presence(eqx.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from gmel.physics.capacity import Hosting, host
 from gmel.physics.gang import GangQueued, GangServers, fifo_gangs
-from gmel.physics.presence import present
+from gmel.physics.presence import Stays, present
 from gmel.physics.queueing import Queued, Served, Servers, fifo_many_gpus, fifo_one_gpu
 from gmel.physics.sharing import SharedServers, Sharing, share
 from gmel.simulator.plant import Plant
@@ -37,21 +37,27 @@ def serve(
     latest_start_s: Float[Array, "rows"],
 ) -> Service:
     """Passes the offloaded tasks through the servers (equations (6)-(8))."""
+    stays = stays_at(plant.presence, state.slot, plant.slot_s)
     match plant.switches.discipline:
         case "capacity":
-            return _host(plant, state, tasks, offloaded)
+            return _host(plant, tasks, offloaded, stays)
         case "gang":
-            return _gangs(plant, state, tasks, offloaded, latest_start_s)
+            return _gangs(plant, state, tasks, offloaded, latest_start_s, stays)
         case _ if tasks.parts is not None:
-            return _parts(plant, state, tasks, offloaded)
+            return _parts(plant, state, tasks, offloaded, stays)
         case _ if tasks.shared is None:
-            return _first_in_first_out(plant, state, tasks, offloaded, latest_start_s)
+            return _first_in_first_out(plant, state, tasks, offloaded, latest_start_s, stays)
         case _:
-            return _share(plant, state, tasks, offloaded, latest_start_s)
+            return _share(plant, state, tasks, offloaded, latest_start_s, stays)
 
 
 def _first_in_first_out(
-    plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+    plant: Plant,
+    state: State,
+    tasks: Uploads,
+    offloaded: Bool[Array, "rows"],
+    latest_start_s: Float[Array, "rows"],
+    stays: Stays | None,
 ) -> Service:
     sizes = plant.switches
     queued = Queued(
@@ -63,7 +69,6 @@ def _first_in_first_out(
         load_s=tasks.load_s,
         latest_start_s=latest_start_s,
     )
-    stays = stays_at(plant.presence, state.slot, plant.slot_s)
     if sizes.gpus == 1 and not sizes.switching and not sizes.drop and sizes.max_wait_s is None and stays is None:
         served, free_s = fifo_one_gpu(state.servers.free_s[:, 0], queued, plant.slot_s)
         return Service(served, state.servers._replace(free_s=free_s[:, None]), tasks, None)
@@ -72,7 +77,7 @@ def _first_in_first_out(
     return Service(served, servers, tasks, None)
 
 
-def _parts(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Service:
+def _parts(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], stays: Stays | None) -> Service:
     """The parts of the tasks, first in, first out; a task is done when its last part is."""
     parts = tasks.parts
     assert parts is not None  # where tasks are split
@@ -80,7 +85,7 @@ def _parts(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "r
     flat = each_part(tasks)
     # What reached its queue before this slot is in the state of the servers, and its times are final.
     queued = flat.present & for_each_part(offloaded, tasks) & (flat.ready_s >= 0)
-    service = _first_in_first_out(plant, state, flat, queued, jnp.full_like(flat.ready_s, jnp.inf))
+    service = _first_in_first_out(plant, state, flat, queued, jnp.full_like(flat.ready_s, jnp.inf), stays)
     new = queued.reshape(shape)
     start_s, switch_s, end_s, _ = (field.reshape(shape) for field in service.served)
     parts = parts._replace(
@@ -104,7 +109,12 @@ def _parts(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "r
 
 
 def _share(
-    plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+    plant: Plant,
+    state: State,
+    tasks: Uploads,
+    offloaded: Bool[Array, "rows"],
+    latest_start_s: Float[Array, "rows"],
+    stays: Stays | None,
 ) -> Service:
     assert tasks.shared is not None  # with this discipline
     sizes = plant.switches
@@ -129,7 +139,7 @@ def _share(
         resident=state.servers.resident,
         used_s=state.servers.used_s,
         places=plant.server_places if sizes.places else None,
-        stays=stays_at(plant.presence, state.slot, plant.slot_s),
+        stays=stays,
     )
     memory_gb = plant.catalogue.memory_gb[: sizes.models]
     done = share(sharing, at_work, plant.slot_s, memory_gb, plant.server_memory_gb, sizes.share_passes)
@@ -145,7 +155,7 @@ def _share(
     )
 
 
-def _host(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"]) -> Service:
+def _host(plant: Plant, tasks: Uploads, offloaded: Bool[Array, "rows"], stays: Stays | None) -> Service:
     """Servers with a capacity in place of a queue: what does not fit crashes them, or is rejected."""
     assert tasks.shared is not None  # with this discipline
     assert tasks.units is not None
@@ -159,7 +169,6 @@ def _host(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "ro
         running=tasks.shared.serving,
         start_s=tasks.shared.start_s,
     )
-    stays = stays_at(plant.presence, state.slot, plant.slot_s)
     there = None if stays is None else present(stays.of(tasks.server), tasks.ready_s)
     done = host(hosting, plant.server_capacity, plant.slot_s, sizes.on_overload, there)
     # What the servers announce: the part of their capacity in use, as so many seconds of mean service.
@@ -177,7 +186,12 @@ def _host(plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "ro
 
 
 def _gangs(
-    plant: Plant, state: State, tasks: Uploads, offloaded: Bool[Array, "rows"], latest_start_s: Float[Array, "rows"]
+    plant: Plant,
+    state: State,
+    tasks: Uploads,
+    offloaded: Bool[Array, "rows"],
+    latest_start_s: Float[Array, "rows"],
+    stays: Stays | None,
 ) -> Service:
     """Tasks that need several GPUs at once, with warm and cold starts."""
     assert state.gangs is not None  # with this discipline
@@ -193,6 +207,6 @@ def _gangs(
         latest_start_s=latest_start_s,
     )
     before = GangServers(state.servers.free_s, *state.gangs)
-    served, after = fifo_gangs(before, queued, plant.slot_s, stays_at(plant.presence, state.slot, plant.slot_s))
+    served, after = fifo_gangs(before, queued, plant.slot_s, stays)
     servers = state.servers._replace(free_s=after.free_s)
     return Service(served, servers, tasks, Gangs(after.head_s, after.group, after.group_model))

@@ -120,7 +120,7 @@ def _draw(
         if sizes.step_work_varies:
             step_work = step_work + (catalogue.step_work_high[model] - step_work) * uniform(content.w)
         work = images * (catalogue.fixed_work[model] + steps * (step_work + steps * catalogue.square_work[model]))
-        asked = steps if sizes.quality or sizes.step_options or sizes.discipline == "capacity" else None
+        asked = steps if sizes.asks_steps else None
         if sizes.discipline == "gang":
             gang = pick(catalogue.gang_cdf[model], uniform(hash_bits(seed, slot, RNG_DEADLINE, rows).y))
         work_per_step = images * step_work if sizes.step_options else None

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GOOD", "Floats", "Photo", "labels_of", "quantised"]
+__all__ = ["GOOD", "Floats", "Photo", "labels_of", "quantised", "unit_scale"]
 
 GOOD = "good"
 """The label of photos without a defect."""
@@ -26,6 +26,7 @@ class Photo:
         group: photos of one group show one part (twins, exposures, crops): a split never tears them apart.
         site: plant or line that took it.
         name: where it comes from, for messages: a path within the data set, or the generator and a number.
+        source: name of the shot that a synthetic photo was made from; empty for real photos and where none stands out.
     """
 
     image: NDArray[np.uint8] | NDArray[np.uint16]
@@ -35,6 +36,7 @@ class Photo:
     group: str = ""
     site: str = ""
     name: str = ""
+    source: str = ""
 
     def pixels(self) -> Floats:
         """[height, width], float32, 0 (black) to 1 (full scale of the type)."""
@@ -50,10 +52,12 @@ def unit_scale(image: NDArray[np.uint8] | NDArray[np.uint16]) -> Floats:
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
-def quantised(pixels: NDArray[np.floating], dtype: np.dtype[np.unsignedinteger]) -> NDArray[np.uint8]:
+def quantised(
+    pixels: NDArray[np.floating], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Pixels from 0 to 1 as the sensor's integers: clipped and rounded."""
-    full = np.iinfo(dtype).max
-    return np.rint(np.clip(pixels, 0.0, 1.0) * full).astype(dtype)
+    level = np.rint(np.clip(pixels, 0.0, 1.0) * np.iinfo(dtype).max)
+    return level.astype(np.uint8) if dtype == np.uint8 else level.astype(np.uint16)
 
 
 def labels_of(photos: "list[Photo] | tuple[Photo, ...]") -> tuple[str, ...]:

@@ -140,7 +140,8 @@ def _draw_hall(axes: Axes, scene: Scene, full_s: float) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     words = "places are schematic" if scene.schematic else f"hall of {length:g} x {width:g} m"
-    words += f"; bars: seconds of work left per GPU, full at {full_s:.2g} s"
+    bars = "until all there has ended" if scene.shared else "of work left per GPU"
+    words += f"; bars: seconds {bars}, full at {full_s:.2g} s"
     axes.text(0.99 * length, -0.03 * width, words, ha="right", va="top", fontsize=9, color="#555555")
     axes.scatter(*scene.devices_m.T, s=22, c="#BBBBBB", edgecolors="#666666", lw=0.6, zorder=3)
     for server in scene.servers:

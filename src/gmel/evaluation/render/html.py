@@ -53,6 +53,8 @@ def scene_html(scene: Scene) -> str:
     where = "places are schematic" if scene.schematic else f"{scene.hall_m[0]:g} x {scene.hall_m[1]:g} m"
     low, high = (f"{rate / 1e6:.2g}" for rate in rate_limits_bps(scene))
     switching = any(task.switch_s > 0 for task in scene.tasks)
+    bars = "time until all there has ended" if scene.shared else "work left per GPU"
+    rows = "one row for each task at once" if scene.shared else "one row per GPU"
     loads = (
         '<span><i style="background:repeating-linear-gradient(45deg,#444 0 2px,var(--load) 2px 6px)"></i>'
         "loads its model</span>"
@@ -91,11 +93,11 @@ def scene_html(scene: Scene) -> str:
 through the tasks with the up and down arrows.</p></div></aside>
 </div>
 <p class="keys"><span>upload, Mbit/s: {low}<b id="ramp"></b>{high}</span>
-<span><i style="background:var(--late)"></i>bar at a server: work left per GPU, full at {deepest_s(scene):.2g} s</span>
+<span><i style="background:var(--late)"></i>bar at a server: {bars}, full at {deepest_s(scene):.2g} s</span>
 <span><i style="background:var(--done)"></i>device that sends</span>
 <span><i style="background:var(--local)"></i>device that runs a task itself</span></p>
-<h2>Servers, one row per GPU</h2>
-<svg id="gantt" role="img" aria-label="Gantt chart: which task each GPU runs when"></svg>
+<h2>Servers, {rows}</h2>
+<svg id="gantt" role="img" aria-label="Gantt chart: which tasks each server runs when"></svg>
 <p class="keys"><span><i style="background:var(--done)"></i>in time</span>
 <span><i style="background:var(--late);height:7px;vertical-align:1px"></i>late (thin)</span>
 {loads}<span>&times; dropped</span></p>
@@ -118,12 +120,21 @@ def scene_json(scene: Scene) -> str:
         "end": scene.end_s,
         "slot": scene.slot_s,
         "hall": list(scene.hall_m),
+        "shared": scene.shared,
         "full": deepest_s(scene),
         "rates": list(rate_limits_bps(scene)),
         "ramp": {"light": _ramp(0.25, 1.0), "dark": _ramp(0.62, 0.0)},
         "devices": np.round(scene.devices_m, 2).tolist(),
         "servers": [
-            {"name": s.name, "x": round(s.x_m, 2), "y": round(s.y_m, 2), "gpus": s.gpus, "speed": s.speed}
+            {
+                "name": s.name,
+                "x": round(s.x_m, 2),
+                "y": round(s.y_m, 2),
+                "gpus": s.gpus,
+                "speed": s.speed,
+                "lanes": s.lanes,
+                "laneHeight": round(s.lane_height, 4),
+            }
             for s in scene.servers
         ],
         "models": models,

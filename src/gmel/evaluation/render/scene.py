@@ -24,7 +24,18 @@ from gmel.simulator.motion import positions_m
 from gmel.simulator.records import Records, task_records
 from gmel.simulator.state import Outcome
 
-__all__ = ["MAX_DEVICES", "MAX_TASKS", "WINDOW_SLOTS", "Scene", "Server", "Task", "film", "lanes", "schematic_m"]
+__all__ = [
+    "MAX_DEVICES",
+    "MAX_TASKS",
+    "WINDOW_SLOTS",
+    "Scene",
+    "Server",
+    "Task",
+    "film",
+    "lanes",
+    "schematic_m",
+    "side_by_side",
+]
 
 WINDOW_SLOTS = 60
 """Slots that a picture shows, from the end of the warm-up on."""
@@ -45,13 +56,26 @@ class Server:
     y_m: float
     gpus: int
     speed: float
+    lanes: int
+    """Rows of its tasks: one a GPU; where tasks share it as many as run at once, at least that."""
+
+    @property
+    def lane_height(self) -> float:
+        """Height of a row in heights of a GPU: that of its share, but no less than can be seen."""
+        return min(1.0, max(self.gpus / self.lanes, 1.0 / 3.0))
+
+    @property
+    def height(self) -> float:
+        """Height of all its rows."""
+        return self.lanes * self.lane_height
 
 
 @dataclass(frozen=True)
 class Task:
     """A task in the picture; times in seconds since the start of the episode.
 
-    `server` is -1 on the device itself, `lane` the GPU that runs it (0, 1, ...). A dropped task has no lane and its
+    `server` is -1 on the device itself, `lane` the GPU that runs it (0, 1, ...), or its row beside those that it shares
+    the server with. A dropped task has no lane and its
     `start_s` is when it would have begun. `rate_bps` is its size over the time it was sent; 0 on the device.
     """
 
@@ -80,7 +104,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Scene:
-    """A window of an episode. `schematic`: the plant has no geometry, places say nothing about distance."""
+    """A window of an episode. `schematic`: the plant has no geometry, places say nothing about distance. `shared`:
+    tasks at a server run side by side, not one a GPU."""
 
     title: str
     subtitle: str
@@ -89,6 +114,7 @@ class Scene:
     slot_s: float
     hall_m: tuple[float, float]
     schematic: bool
+    shared: bool
     devices_m: Floats
     servers: list[Server]
     tasks: list[Task]
@@ -130,11 +156,18 @@ def film(simulation: Simulation, slots: int = WINDOW_SLOTS) -> Scene:
     if shown.sum() > MAX_TASKS:
         raise InputError(f"--render: {shown.sum():,} tasks in {slots} slots, at most {MAX_TASKS:,} can be shown")
     devices_m, servers_m, hall_m = _places(scenario, environment, seed)
-    servers = [
-        Server(server.name, float(x), float(y), server.gpus, server.speed)
-        for server, (x, y) in zip(scenario.servers, servers_m, strict=True)
-    ]
     tasks = _tasks(scenario, records.where(shown), sizes[shown], _all_lanes(scenario, records)[shown])
+    servers = [
+        Server(
+            server.name,
+            float(x),
+            float(y),
+            server.gpus,
+            server.speed,
+            max([server.gpus, *(task.lane + 1 for task in tasks if task.server == number)]),
+        )
+        for number, (server, (x, y)) in enumerate(zip(scenario.servers, servers_m, strict=True))
+    ]
     count = traffic.slots - traffic.warmup_slots
     part = "" if slots == count else f"; {slots} of the {count} slots after the warm-up"
     return Scene(
@@ -145,6 +178,7 @@ def film(simulation: Simulation, slots: int = WINDOW_SLOTS) -> Scene:
         slot_s=slot_s,
         hall_m=hall_m,
         schematic=scenario.radio.model == "uniform-snr",
+        shared=_shared(scenario),
         devices_m=devices_m,
         servers=servers,
         tasks=tasks,
@@ -182,12 +216,31 @@ def lanes(start_s: Floats, end_s: Floats, gpus: int) -> NDArray[np.int64]:
     return lane
 
 
+def side_by_side(start_s: Floats, end_s: Floats) -> NDArray[np.int64]:
+    """A row for each task in which nothing else runs meanwhile: the lowest that is free."""
+    free_s: list[float] = []
+    lane = np.zeros(len(start_s), np.int64)
+    for task in np.argsort(start_s, kind="stable"):
+        free = [row for row, until_s in enumerate(free_s) if until_s <= start_s[task]]
+        if not free:
+            free_s.append(-math.inf)
+        lane[task] = free[0] if free else len(free_s) - 1
+        free_s[lane[task]] = float(end_s[task])
+    return lane
+
+
+def _shared(scenario: Scenario) -> bool:
+    """Whether a server works on more tasks at once than it has GPUs."""
+    return scenario.service.discipline in ("sharing", "batching", "capacity")
+
+
 def _all_lanes(scenario: Scenario, records: Records) -> NDArray[np.int64]:
     """Lanes from the whole episode, so that a task keeps its GPU wherever the window begins."""
     lane = np.zeros(len(records), np.int64)
     for number, server in enumerate(scenario.servers):
         mine = np.flatnonzero((records.option == number + 1) & ~records.dropped)
-        lane[mine] = lanes(records.start_s[mine], records.end_s[mine], server.gpus)
+        start_s, end_s = records.start_s[mine], records.end_s[mine]
+        lane[mine] = side_by_side(start_s, end_s) if _shared(scenario) else lanes(start_s, end_s, server.gpus)
     return lane
 
 

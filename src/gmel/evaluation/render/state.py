@@ -39,16 +39,20 @@ def instant(scene: Scene, time_s: float) -> Instant:
 
 
 def backlog_s(scene: Scene, time_s: float) -> Floats:
-    """Seconds of work that each server still holds at a time, shared among its GPUs."""
+    """Seconds of work that each server still holds at a time, shared among its GPUs; where tasks run side by side the
+    seconds until the last of those there ends, since how far each has come is not in the records."""
     left_s = np.zeros(len(scene.servers))
     for task in scene.tasks:
         if task.server >= 0 and not task.dropped and task.upload_end_s <= time_s < task.end_s:
-            left_s[task.server] += task.end_s - max(task.start_s, time_s)
-    return left_s / np.array([server.gpus for server in scene.servers])
+            if scene.shared:
+                left_s[task.server] = max(left_s[task.server], task.end_s - time_s)
+            else:
+                left_s[task.server] += task.end_s - max(task.start_s, time_s)
+    return left_s if scene.shared else left_s / np.array([server.gpus for server in scene.servers])
 
 
 def deepest_s(scene: Scene) -> float:
-    """The deepest queue of the window in seconds of work, which fills its bar."""
+    """The deepest queue of the window in seconds, which fills its bar."""
     times = np.linspace(scene.start_s, scene.end_s, 200)
     return max(1e-3, *(float(backlog_s(scene, float(time)).max(initial=0.0)) for time in times))
 

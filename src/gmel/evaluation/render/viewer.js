@@ -8,7 +8,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let now = scene.start, playing = false, last = 0, carried = 0, chosen = -1, rects = new Map(), places = [];
 const get = (task, name) => task[F[name]];
-const DROPPED = "dropped";
+const DROPPED = "dropped", LEFT_IS = scene.shared ? "until all there has ended" : "of work left per GPU";
 
 function colour(name) { return getComputedStyle(root).getPropertyValue("--" + name).trim(); }
 
@@ -36,9 +36,10 @@ function backlogs(time) {
   for (const task of tasks) {
     const server = get(task, "server");
     if (server >= 0 && get(task, "status") !== DROPPED && get(task, "upload_end") <= time && time < get(task, "end"))
-      left[server] += get(task, "end") - Math.max(get(task, "start"), time);
+      left[server] = scene.shared ? Math.max(left[server], get(task, "end") - time)
+        : left[server] + get(task, "end") - Math.max(get(task, "start"), time);
   }
-  return left.map((work, server) => work / servers[server].gpus);
+  return scene.shared ? left : left.map((work, server) => work / servers[server].gpus);
 }
 
 function fit() {
@@ -106,13 +107,13 @@ function drawHall() {
     pen.font = "bold 12px system-ui, sans-serif";
     label(pen, paper, ink, server.name, x, y + 21, "center");
     pen.font = "12px system-ui, sans-serif";
-    places.push({ x, y, server: index, text: `${left[index].toFixed(1)} s of work left per GPU, ${waits[index]} waiting` });
+    places.push({ x, y, server: index, text: `${left[index].toFixed(1)} s ${LEFT_IS}, ${waits[index]} waiting` });
   });
   const words = `${counts.sending} sending, ${counts.waiting} waiting, ${counts.running} running, ` +
     `${counts.local} on devices, ${counts.returning} returning`;
   find("counts").textContent = words;
   canvas.setAttribute("aria-label", `Hall from above at ${now.toFixed(1)} seconds: ${words}. ` +
-    servers.map((server, index) => `${server.name} ${left[index].toFixed(1)} s of work left`).join(", ") + ".");
+    servers.map((server, index) => `${server.name} ${left[index].toFixed(1)} s ${LEFT_IS}`).join(", ") + ".");
 }
 
 function label(pen, paper, ink, text, x, y, align) {
@@ -129,8 +130,8 @@ function element(name, values, text) {
 
 const LEFT = 96, ROW = 18, GAP = 10;
 function drawChart() {
-  const width = Math.max(320, chart.clientWidth), rows = servers.reduce((sum, server) => sum + server.gpus, 0);
-  const height = rows * ROW + servers.length * GAP + 34, span = scene.end - scene.start;
+  const width = Math.max(320, chart.clientWidth), rows = servers.map((server) => server.laneHeight * ROW);
+  const height = servers.reduce((sum, server, number) => sum + server.lanes * rows[number], 0) + servers.length * GAP + 34, span = scene.end - scene.start;
   const x = (time) => LEFT + (Math.min(Math.max(time, scene.start), scene.end) - scene.start) / span * (width - LEFT - 14);
   chart.replaceChildren(); rects = new Map();
   chart.setAttribute("viewBox", `0 0 ${width} ${height}`); chart.style.height = height + "px";
@@ -150,27 +151,27 @@ function drawChart() {
   let top = 6;
   servers.forEach((server, number) => {
     const name = server.name.length > 13 ? server.name.slice(0, 12) + "\u2026" : server.name;
-    chart.append(element("text", { x: LEFT - 8, y: top + server.gpus * ROW / 2 + 4, "text-anchor": "end" }, name));
+    chart.append(element("text", { x: LEFT - 8, y: top + server.lanes * rows[number] / 2 + 4, "text-anchor": "end" }, name));
     tasks.forEach((task, index) => {
       if (get(task, "server") !== number) return;
       const gone = get(task, "status") === DROPPED, begin = get(task, gone ? "finish" : "start"), end = get(task, gone ? "finish" : "end");
       if (end < scene.start || begin > scene.end) return;
       const group = element("g", { class: "task", "data-task": index });
-      const y = top + get(task, "lane") * ROW, late = get(task, "status") === "late";
+      const row = rows[number], y = top + get(task, "lane") * row, late = get(task, "status") === "late";
       if (gone) {
-        group.append(element("text", { x: x(begin) - 4, y: y + 14, "font-weight": "bold" }, "\u00d7"));
+        group.append(element("text", { x: x(begin) - 4, y: y + row / 2 + 5, "font-weight": "bold" }, "\u00d7"));
       } else {
         const wide = Math.max(1.5, x(end) - x(begin) - 0.8);
-        const bar = element("rect", { x: x(begin), y: y + (late ? 4 : 1), width: wide, height: late ? ROW - 8 : ROW - 2,
+        const bar = element("rect", { x: x(begin), y: y + row * (late ? 0.22 : 0.06), width: wide, height: row * (late ? 0.56 : 0.88),
           fill: late ? "var(--late)" : "var(--done)" });
         group.append(bar); rects.set(index, bar);
         if (get(task, "switch") > 0)
-          group.append(element("rect", { x: x(begin), y: y + 1, height: ROW - 2, fill: "url(#loads)",
+          group.append(element("rect", { x: x(begin), y: y + row * 0.06, height: row * 0.88, fill: "url(#loads)",
             width: Math.max(0, x(begin + get(task, "switch")) - x(begin)), "pointer-events": "none" }));
       }
       chart.append(group);
     });
-    top += server.gpus * ROW + GAP;
+    top += server.lanes * rows[number] + GAP;
   });
   chart.append(element("line", { id: "cursor", y1: 2, y2: height - 22, stroke: "var(--ink)", "stroke-width": 2, "pointer-events": "none" }));
   chart.timeAt = (px) => scene.start + (px - LEFT) / (width - LEFT - 14) * span;
@@ -207,7 +208,7 @@ function show(index, pin) {
   if (pin) { chosen = index; mark(); }
   const task = tasks[index], s = (value) => value.toFixed(2) + " s", server = get(task, "server");
   const pairs = [["from", `device ${get(task, "device")}`],
-    ["runs on", server < 0 ? "the device itself" : `${servers[server].name}, GPU ${get(task, "lane")}`]];
+    ["runs on", server < 0 ? "the device itself" : servers[server].name + (scene.shared ? "" : `, GPU ${get(task, "lane")}`)]];
   if (get(task, "model") >= 0) pairs.push(["model", scene.models[get(task, "model")]]);
   pairs.push(["generated", s(get(task, "generated"))], ["decided", s(get(task, "decided"))]);
   if (server >= 0) {

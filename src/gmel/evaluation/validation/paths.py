@@ -19,9 +19,9 @@ from gmel.evaluation.validation.recording import (
     TOLERANCE_S,
     Path,
     crashing,
-    everything,
     gangs,
     hall,
+    mixed,
     rejecting,
     run_path,
 )
@@ -76,7 +76,7 @@ def kiefer_wolfowitz(run: Run) -> Exact:
 
     Source: Kiefer and Wolfowitz 1955 (the GPU that is free first takes the next task)
     """
-    path = everything(run)
+    path = mixed(run)
     records = path.records
     error, compared = 0.0, 0
     for server, tasks in path.at_server():
@@ -162,7 +162,7 @@ def little_uploads(run: Run) -> Exact:
 
     Source: Little 1961. Left side from the state, right side from the records
     """
-    path = everything(run)
+    path = mixed(run)
     records = path.records
     error, compared = 0, 0
     for server in range(len(path.scenario.servers)):
@@ -180,7 +180,7 @@ def no_idling(run: Run) -> Exact:
     Source: definition of a work-conserving discipline
     """
     wrong_s, compared = 0.0, 0
-    for path in (hall(run), everything(run)):
+    for path in (hall(run), mixed(run)):
         records = path.records
         for server, tasks in path.at_server():
             served = tasks[~records.dropped[tasks]]
@@ -231,7 +231,7 @@ def energy_again(run: Run) -> Exact:
 
     Source: equations (9) and (12)
     """
-    path = everything(run)
+    path = mixed(run)
     records, devices, servers = path.records, path.scenario.devices, path.scenario.servers
     error = 0.0
     for task in range(len(records)):
@@ -278,7 +278,7 @@ def shared_cell(run: Run) -> Exact:
 
     Source: equations (3) and (4), TS 38.214 Table 5.1.3.1-2 for the rates
     """
-    path = everything(run)
+    path = mixed(run)
     records, radio = path.records, path.scenario.radio
     snr = np.asarray(path.links.uplink_snr, float)
     fade, outage_s = np.asarray(path.requests.fade, float), np.asarray(path.requests.outage_s, float)
@@ -305,7 +305,7 @@ def fades_above_floor(run: Run) -> Exact:
 
     Source: docs/model.md, outage
     """
-    path = everything(run)
+    path = mixed(run)
     snr = np.asarray(path.links.uplink_snr, float)[np.asarray(path.requests.device)]
     floor = least_snr(path.scenario.radio)
     slots = np.asarray(path.requests.outage_s, float) / path.slot_s
@@ -320,7 +320,7 @@ def bulletin_age(run: Run) -> Exact:
 
     Source: Mitzenmacher 2000, How Useful Is Old Information (bulletin board, delay k)
     """
-    path = everything(run)
+    path = mixed(run)
     age = path.scenario.slot.broadcast_age_slots
     then = np.concatenate([np.zeros((age, path.wait_s.shape[1])), path.wait_s[: -age - 1]])
     return Exact(largest(path.seen_s - then), TOLERANCE_S, path.seen_s.size)
@@ -359,7 +359,7 @@ def single_precision(run: Run) -> Exact:
 
 
 def _all(run: Run) -> tuple[Path, ...]:
-    return hall(run), everything(run), crashing(run), rejecting(run), gangs(run)
+    return hall(run), mixed(run), crashing(run), rejecting(run), gangs(run)
 
 
 def _virtual_work(path: Path) -> Iterator[tuple[int, float, float, float, float]]:

@@ -1,6 +1,6 @@
 """Runs recorded for the exact checks: plants with random decisions, and every task of a run with what it asked for.
 
-Five plants: `hall-20x5` (one GPU per server); a small one with everything switched on (several GPUs, model memory,
+Five plants: `hall-20x5` (one GPU per server); a small one with much at once (several GPUs, model memory,
 discarded tasks, noise, shared cells, outage, downloads); servers with a capacity that crash or reject; gangs. After the
 traffic all run until they are empty.
 """
@@ -27,12 +27,12 @@ __all__ = [
     "TOLERANCE_S",
     "Path",
     "crashing",
-    "everything",
-    "everything_plant",
     "gangs",
     "gangs_plant",
     "hall",
     "hosting_plant",
+    "mixed",
+    "mixed_plant",
     "rejecting",
     "run_path",
 ]
@@ -42,8 +42,8 @@ Floats = NDArray[np.float64]
 TOLERANCE_S = 1e-9
 SLOTS, DRAIN_SLOTS = 400, 400
 
-EVERYTHING = """
-name = "everything"
+MIXED = """
+name = "mixed"
 switching = true
 max_uploads = 64
 [slot]
@@ -304,9 +304,9 @@ class Path:
             yield server, own[np.lexsort((self.row[own], records.decided_slot[own], records.start_s[own], instant))]
 
 
-def everything_plant() -> Scenario:
-    """The small plant with everything switched on."""
-    return parse_scenario(EVERYTHING, "everything plant")
+def mixed_plant() -> Scenario:
+    """Several GPUs, model memory, discarded tasks, noise, shared cells, outage and downloads at once."""
+    return parse_scenario(MIXED, "mixed plant")
 
 
 def hosting_plant(on_overload: str) -> Scenario:
@@ -380,9 +380,9 @@ def hall(run: Run, slots: int | None = None) -> Path:
     return run.once(f"hall {length}", lambda: run_path(load_scenario("hall-20x5", 0.6), run.seed, length))
 
 
-def everything(run: Run) -> Path:
-    """The run of the plant with everything switched on."""
-    return run.once("everything", lambda: run_path(everything_plant(), run.seed, _slots(run)))
+def mixed(run: Run) -> Path:
+    """The run of the small plant."""
+    return run.once("mixed", lambda: run_path(mixed_plant(), run.seed, _slots(run)))
 
 
 def crashing(run: Run) -> Path:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gmel.simulator.adapters.devices import in_time, usable
 from gmel.simulator.adapters.episode import RewardFunction
-from gmel.simulator.adapters.flat import BOUND, compressed, flat_rows, row_columns, row_width
+from gmel.simulator.adapters.flat import BOUND, compressed, flat_columns, flat_rows, flat_width
 from gmel.simulator.environment import Environment
 from gmel.simulator.scale import Scale
 from gmel.simulator.state import Observation, Outcome, State, option
@@ -79,14 +79,14 @@ _Round = tuple[Central, Float[Array, ""], Tally]
 def central_columns(environment: Environment, decide: Decide) -> tuple[str, ...]:
     """Names of the entries of an observation, in order."""
     if decide == "slot":
-        return row_columns(environment, environment.requests)
+        return flat_columns(environment, environment.requests)
     more = [f"option {choice} {name}" for choice in range(environment.options) for name in TURN_FEATURES]
-    return (*row_columns(environment), *more, "waiting")
+    return (*flat_columns(environment), *more, "waiting")
 
 
 def central_width(environment: Environment, decide: Decide) -> int:
     """Length of an observation."""
-    row = row_width(environment)
+    row = flat_width(environment)
     more = environment.options * len(TURN_FEATURES) + 1
     return environment.requests * row if decide == "slot" else row + more
 

@@ -13,7 +13,7 @@ from gmel.simulator.environment import Environment
 from gmel.simulator.scale import Scale
 from gmel.simulator.state import OTHER_COST, Observation, identity, option, other_cost_s, task
 
-__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "flat_columns", "flat_rows", "flat_width", "row_columns", "row_width"]
+__all__ = ["BOUND", "FLAT_OPTION", "FLAT_TASK", "compressed", "flat_columns", "flat_rows", "flat_width"]
 
 BOUND = 20.0
 """All entries lie within [-BOUND, BOUND]: half a billion times the scale is cut off."""
@@ -38,35 +38,25 @@ FLAT_OPTION = (
 option is) is left out. Where the scenario counts more than latency, `other_cost_s` comes behind."""
 
 
-def flat_width(options: int, other_costs: bool = False, models: int = 0) -> int:
-    """Length of the flat row of one request; `models` are those that observations tell apart."""
-    return len(FLAT_TASK) + models + options * (len(FLAT_OPTION) + other_costs)
-
-
-def row_width(environment: Environment) -> int:
-    """Length of the flat row of a request of this environment."""
-    sizes = environment.plant.switches
-    return flat_width(environment.options, sizes.other_costs, sizes.identities.models if sizes.identities else 0)
-
-
-def row_columns(environment: Environment, requests: int = 1) -> tuple[str, ...]:
-    """Names of the entries of a flat vector of `requests` rows of this environment, in order."""
-    sizes = environment.plant.switches
-    models = sizes.identities.models if sizes.identities else 0
-    return flat_columns(environment.options, sizes.other_costs, requests, models)
-
-
-def flat_columns(options: int, other_costs: bool = False, requests: int = 1, models: int = 0) -> tuple[str, ...]:
-    """Names of the entries of a flat vector of `requests` rows, in order.
+def flat_columns(environment: Environment, requests: int = 1) -> tuple[str, ...]:
+    """Names of the entries of a flat vector of `requests` rows of this environment, in order.
 
     Example:
-        >>> flat_columns(options=2)[7:9]
+        >>> from gmel.scenario.load import load_scenario
+        >>> flat_columns(Environment.from_scenario(load_scenario("hall-20x5")))[7:9]
         ('option 0 allowed', 'option 0 upload_s')
     """
-    names = (*FLAT_OPTION, OTHER_COST) if other_costs else FLAT_OPTION
+    sizes = environment.plant.switches
+    names = (*FLAT_OPTION, OTHER_COST) if sizes.other_costs else FLAT_OPTION
+    models = sizes.identities.models if sizes.identities else 0
     task_names = (*FLAT_TASK, *(f"model {number}" for number in range(models)))
-    row = [*task_names, *(f"option {choice} {name}" for choice in range(options) for name in names)]
-    return tuple(row) if requests == 1 else tuple(f"request {k} {name}" for k in range(requests) for name in row)
+    row = (*task_names, *(f"option {choice} {name}" for choice in range(environment.options) for name in names))
+    return row if requests == 1 else tuple(f"request {k} {name}" for k in range(requests) for name in row)
+
+
+def flat_width(environment: Environment) -> int:
+    """Length of the flat row of one request of this environment."""
+    return len(flat_columns(environment))
 
 
 def compressed(x: Float[Array, "..."]) -> Float[Array, "..."]:

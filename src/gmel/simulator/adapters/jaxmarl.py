@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 from gmel.scenario.schema import Scenario
 from gmel.simulator.adapters.devices import device_slot, device_view, finished
 from gmel.simulator.adapters.episode import Credit, RewardFunction, check_requests, check_reward, open_site
-from gmel.simulator.adapters.flat import BOUND, flat_rows, row_width
+from gmel.simulator.adapters.flat import BOUND, flat_rows, flat_width
 from gmel.simulator.state import State
 
 __all__ = ["Box", "Discrete", "GmelMultiAgentEnv", "MultiDiscrete"]
@@ -131,7 +131,7 @@ class GmelMultiAgentEnv:
         box, discrete, multi = _space_types()
         options, width = (
             environment.options,
-            requests_per_device * row_width(environment),
+            requests_per_device * flat_width(environment),
         )
         action: Any = discrete(options) if requests_per_device == 1 else multi((options,) * requests_per_device)
         self.observation_spaces = dict.fromkeys(self.agents, box(-BOUND, BOUND, (width,)))

@@ -21,7 +21,7 @@ from gmel.simulator.adapters.episode import (
     check_reward,
     open_site,
 )
-from gmel.simulator.adapters.flat import BOUND, flat_rows, row_width
+from gmel.simulator.adapters.flat import BOUND, flat_rows, flat_width
 from gmel.simulator.adapters.picture import SlotPicture, draw, write
 from gmel.simulator.environment import Environment
 from gmel.simulator.scale import Scale
@@ -146,7 +146,7 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         self.possible_agents = [f"device_{number}" for number in range(environment.plant.switches.devices)]
         self.agents: list[str] = []
         options, k = environment.options, requests_per_device
-        width = k * row_width(environment)
+        width = k * flat_width(environment)
 
         # A space for each agent, not one for all: each has a random generator of its own.
         def mask() -> spaces.Space[Any]:
@@ -168,7 +168,7 @@ class GmelParallelEnv(ParallelEnv[str, dict[str, Any], Any]):
         self.state_space = spaces.Box(
             -BOUND,
             BOUND,
-            (environment.requests * row_width(environment),),
+            (environment.requests * flat_width(environment),),
             np.float32,
         )
 

@@ -1,0 +1,133 @@
+"""`gmel synthesize`: data sets of photos, and what is made of them."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmel.cli.progress import ConsoleReporter
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Few-shot synthesis of defects: data, fit, sample, evaluate.", no_args_is_help=True)
+
+
+@app.callback()
+def _synthesize() -> None:  # pyright: ignore[reportUnusedFunction]
+    """Few-shot synthesis of defects: data sets, generators, and what they are worth."""
+
+
+@app.command("data")
+def data(
+    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
+    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
+    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    crop: Annotated[int | None, typer.Option(help="Cut windows of this side around boxes, one photo each.")] = None,
+    shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from, for the split shown.")] = 5,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the built-in set.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the data set into this new folder, as PNG.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Contact sheet of every class, a .png or .jpg.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Read, check and show a data set: its classes, what is wrong with it, what a few-shot split would hold."""
+    from gmel.scenario.errors import InputError  # noqa: PLC0415
+    from gmel.synthesis.data.dataset import read_dataset  # noqa: PLC0415
+    from gmel.synthesis.data.procedural import procedural_dataset  # noqa: PLC0415
+    from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_class, write_sheet  # noqa: PLC0415
+    from gmel.synthesis.data.summary import summary, summary_lines  # noqa: PLC0415
+    from gmel.synthesis.data.write import check_folder, write_dataset  # noqa: PLC0415
+
+    if (folder is None) != builtin:
+        raise InputError("data: give a folder with photos, or --builtin, one of the two")
+    if sheet is not None:
+        check_sheet_path(sheet)
+    if out is not None:
+        check_folder(out)
+    with ConsoleReporter() as reporter:
+        if folder is None:
+            dataset = procedural_dataset(seed, reporter=reporter)
+        else:
+            dataset = read_dataset(folder, layout, good, crop, reporter)
+        facts = summary(dataset, shots)
+        if out is not None:
+            write_dataset(dataset, out, reporter)
+            reporter.note(f"data set in {out}")
+        if sheet is not None:
+            write_sheet(sheet, contact_sheet(rows_by_class(dataset.photos)))
+            reporter.note(f"contact sheet in {sheet}")
+    typer.echo(json.dumps(facts) if as_json else "\n".join(summary_lines(facts)))
+
+
+@app.command("fit")
+def fit(
+    folder: Annotated[Path, typer.Argument(help="The folder with photos of defects and good parts.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of the generator, .safetensors.")],
+    mode: Annotated[str, typer.Option(help="Mode of synthesis, for instance compose.")] = "compose",
+    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
+    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    shots: Annotated[int | None, typer.Option(help="Learn from so many photos of each class; default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Fit a generator on the photos of a folder."""
+    from gmel.synthesis.fitting import fit_generator  # noqa: PLC0415
+    from gmel.synthesis.generator import save_generator  # noqa: PLC0415
+
+    with ConsoleReporter() as reporter:
+        generator = fit_generator(folder, mode, layout, good, shots, seed, out, reporter)
+        save_generator(out, generator)
+        size = out.stat().st_size
+        reporter.note(f"{mode} of {', '.join(generator.labels)} in {out} ({size / 1e6:.1f} MB)")
+        if generator.shares_photos:
+            reporter.note("the file holds the photos themselves: it must not leave the site")
+
+
+@app.command("sample")
+def sample(
+    generator: Annotated[Path, typer.Argument(help="A file of `gmel synthesize fit`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the photos, as PNG with masks.")],
+    count: Annotated[int, typer.Option(help="Photos of each class.")] = 20,
+    label: Annotated[str, typer.Option("--class", help="Classes, separated by commas; default: all.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: those of the mode.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    sheet: Annotated[Path | None, typer.Option(help="Contact sheet, a .png or .jpg.")] = None,
+) -> None:
+    """Draw photos from a generator."""
+    from gmel.synthesis.fitting import draw_samples  # noqa: PLC0415
+
+    with ConsoleReporter() as reporter:
+        draw_samples(generator, out, count, label, steps, seed, sheet, reporter)
+
+
+@app.command("evaluate")
+def evaluate(
+    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
+    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
+    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    crop: Annotated[int | None, typer.Option(help="Cut windows of this side around boxes, one photo each.")] = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
+    ] = False,
+    shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from.")] = 5,
+    draws: Annotated[int, typer.Option(help="Independent draws of the shots; 10 or more for a claim.")] = 10,
+    modes: Annotated[str, typer.Option(help="Modes to try, separated by commas; the gate decides.")] = "compose",
+    test_per_class: Annotated[int | None, typer.Option(help="Photos of each class to test on; default: half.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the split into test and rest.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for experiment.json and report.html.")] = Path("runs/synthesis"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the experiment as JSON.")] = False,
+) -> None:
+    """Measure what synthesis is worth on a data set: detectors with and without it, on the same test photos."""
+    from gmel.synthesis.data.splits import SPLIT_SEED  # noqa: PLC0415
+    from gmel.synthesis.evaluate import Settings  # noqa: PLC0415
+    from gmel.synthesis.fitting import run_experiment  # noqa: PLC0415
+    from gmel.synthesis.modes import modes_named  # noqa: PLC0415
+    from gmel.synthesis.report import headline, lines  # noqa: PLC0415
+
+    settings = Settings(shots, draws, modes_named(modes), test_per_class, SPLIT_SEED if seed is None else seed)
+    with ConsoleReporter() as reporter:
+        found = run_experiment(folder, builtin, layout, good, crop, settings, out, resume, reporter)
+    typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))

@@ -1,0 +1,248 @@
+"""Mode `compose`: real defects, cut out, warped and blended onto good parts. No network, no denoising steps.
+
+What a site has plenty of (good parts) is combined with what it lacks (defects): the same defect on many surfaces, at
+many places. Masks say what a defect is; boxes do where nobody drew one.
+"""
+
+# The types of SciPy's `ndimage` are unknown; that is not ours (as in pyproject.toml).
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportArgumentType=false
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from gmel.evaluation.progress import Reporter
+from gmel.scenario.errors import InputError
+from gmel.synthesis.augment import dihedral
+from gmel.synthesis.generator import Arrays
+from gmel.synthesis.photo import GOOD, Floats, Photo, labels_of
+
+__all__ = ["Compose", "Cut", "cut_out"]
+
+_MARGIN = 6
+"""Pixels around a mask that come with it: there the blend fades."""
+_FEATHER = 2.0
+"""Width of the blend, in pixels (standard deviation)."""
+_GAIN = (0.7, 1.4)
+"""Contrast of a surface may differ from the one a defect was cut from; beyond this it is another material."""
+_ZOOM = (0.8, 1.25)
+_TURN_DEGREES = 15.0
+_JITTER = 0.08
+"""Spread of the place around the one where the defect was, in sides of the photo."""
+_ANYWHERE = 0.5
+"""Share of defects that land anywhere. The others stay near their place: breaks lie at edges."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A defect, cut out with its margin.
+
+    Attributes:
+        pixels: [height, width], 0 to 1.
+        mask: [height, width], true on the defect.
+        centre: row and column of its middle, in sides of the photo (0 to 1).
+        label: its class.
+        source: name of the photo.
+    """
+
+    pixels: Floats
+    mask: NDArray[np.bool_]
+    centre: tuple[float, float]
+    label: str
+    source: str
+
+
+def cut_out(photo: Photo) -> Cut:
+    """The defect of a photo with its margin.
+
+    Raises:
+        InputError: the photo has no mask, or an empty one.
+    """
+    if photo.mask is None or not photo.mask.any():
+        raise InputError(f"{photo.name or photo.label}: no mask; compose cuts defects out along masks or boxes")
+    height, width = photo.mask.shape
+    (top, bottom), (left, right) = (
+        (max(0, int(where[0]) - _MARGIN), min(side, int(where[-1]) + 1 + _MARGIN))
+        for where, side in (
+            (np.flatnonzero(photo.mask.any(axis=1)), height),
+            (np.flatnonzero(photo.mask.any(axis=0)), width),
+        )
+    )
+    centre = ((top + bottom) / 2 / height, (left + right) / 2 / width)
+    return Cut(
+        photo.pixels()[top:bottom, left:right], photo.mask[top:bottom, left:right], centre, photo.label, photo.name
+    )
+
+
+class Compose:
+    """Defects of the shots on good parts (see the module).
+
+    Attributes:
+        shots: photos of defects with their masks.
+        good: photos of good parts.
+    """
+
+    mode: ClassVar[str] = "compose"
+    default_steps: ClassVar[int] = 0
+    shares_photos: ClassVar[bool] = True
+
+    def __init__(self, shots: Sequence[Photo], good: Sequence[Photo]) -> None:
+        self.shots, self.good = tuple(shots), tuple(good)
+        self._cuts = [cut_out(photo) for photo in self.shots]
+
+    @classmethod
+    def fit(cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter) -> Self:
+        """Keeps the shots that have a mask, and the good parts.
+
+        Raises:
+            InputError: no good parts, or no masks.
+        """
+        del seed, reporter
+        masked = [photo for photo in shots if photo.label != GOOD and photo.mask is not None and photo.mask.any()]
+        if not good:
+            raise InputError("compose: no good parts; put photos without a defect into the folder `good/`")
+        if not masked:
+            raise InputError("compose: no shot has a mask; draw masks or boxes, or use the mode `generate`")
+        return cls(masked, good)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return labels_of(self.shots)
+
+    def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
+        """`count` good parts, each with a defect of the class.
+
+        Raises:
+            InputError: no shot of the class, or steps other than 0.
+        """
+        if steps:
+            raise InputError(f"steps is {steps}; compose has none: leave it out")
+        cuts = [cut for cut in self._cuts if cut.label == label]
+        if not cuts:
+            raise InputError(f"class {label!r}: no shot with a mask; known are {', '.join(self.labels)}")
+        return [self._one(cuts, label, np.random.default_rng((seed, number)), number) for number in range(count)]
+
+    def sham(self, count: int, seed: int) -> list[Photo]:
+        """`count` good parts with a piece of *another good part* blended in where a defect would be.
+
+        Beside composed defects a detector could learn the blend instead of the defect; these are blends without one.
+        """
+        made: list[Photo] = []
+        for number in range(count):
+            random = np.random.default_rng((seed, number))
+            cut = self._cuts[int(random.integers(len(self._cuts)))]
+            source = self.good[int(random.integers(len(self.good)))].pixels()
+            height, width = (min(a, b) for a, b in zip(cut.pixels.shape, source.shape, strict=True))
+            top, left = (
+                int(random.integers(side - cut_side + 1))
+                for side, cut_side in zip(source.shape, (height, width), strict=True)
+            )
+            piece = Cut(
+                source[top : top + height, left : left + width], cut.mask[:height, :width], cut.centre, GOOD, ""
+            )
+            made.append(self._one([piece], GOOD, random, number))
+        return made
+
+    def _one(self, cuts: list[Cut], label: str, random: np.random.Generator, number: int) -> Photo:
+        target = self.good[int(random.integers(len(self.good)))]
+        cut = warped(cuts[int(random.integers(len(cuts)))], random)
+        pixels, mask = blended(target.pixels(), cut, random)
+        return target.having(
+            pixels,
+            label=label,
+            mask=None if label == GOOD else mask,
+            template=target.image if target.template is None else target.template,
+            group="",
+            name=f"{self.mode} {label} {number}",
+            source=cut.source,
+        )
+
+    def state(self) -> tuple[Arrays, dict[str, str]]:
+        arrays: Arrays = {}
+        facts = {"shots": str(len(self.shots)), "good": str(len(self.good))}
+        for kind, photos in (("shot", self.shots), ("good", self.good)):
+            for number, photo in enumerate(photos):
+                arrays[f"{kind}.{number}.image"] = photo.image
+                if photo.mask is not None:
+                    arrays[f"{kind}.{number}.mask"] = photo.mask
+                facts[f"{kind}.{number}.label"] = photo.label
+        return arrays, facts
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, facts: dict[str, str]) -> Self:
+        def photos(kind: str, count: str) -> list[Photo]:
+            return [
+                Photo(
+                    arrays[f"{kind}.{number}.image"],
+                    facts[f"{kind}.{number}.label"],
+                    arrays.get(f"{kind}.{number}.mask"),
+                    name=f"{kind} {number}",
+                )
+                for number in range(int(count))
+            ]
+
+        try:
+            return cls(photos("shot", facts["shots"]), photos("good", facts["good"]))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"compose: the file lacks {error}; fit the generator anew") from error
+
+
+def warped(cut: Cut, random: np.random.Generator) -> Cut:
+    """The cut turned, flipped, zoomed and slightly rotated; what comes from outside repeats its border."""
+    which = int(random.integers(8))
+    pixels, mask = dihedral(cut.pixels, which), dihedral(cut.mask.astype(np.float32), which)
+    zoom = float(np.exp(random.uniform(*np.log(_ZOOM))))
+    angle = np.deg2rad(random.uniform(-_TURN_DEGREES, _TURN_DEGREES))
+    height, width = pixels.shape
+    size = (max(3, round(height * zoom)), max(3, round(width * zoom)))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
+    offset = (np.array([height, width]) - 1) / 2 - turn @ ((np.array(size) - 1) / 2)
+    move = {"matrix": turn, "offset": offset, "output_shape": size, "order": 1}
+    moved = np.asarray(ndimage.affine_transform(pixels, **move, mode="nearest"), np.float32)
+    mask_now = np.asarray(ndimage.affine_transform(mask, **move, mode="constant"), np.float32) > 0.5
+    if not mask_now.any():
+        return replace(cut, pixels=pixels, mask=mask > 0.5)
+    return replace(cut, pixels=moved, mask=mask_now)
+
+
+def blended(target: Floats, cut: Cut, random: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
+    """The target with the cut on it, and the mask of the defect there.
+
+    Brightness and contrast of the cut are those of the surface around it: mean and deviation on the ring of its margin.
+    A cut larger than the target is cropped around its middle.
+    """
+    pixels, mask = cut.pixels, cut.mask
+    for axis, side in enumerate(target.shape):
+        extra = pixels.shape[axis] - side
+        if extra > 0:
+            keep = [slice(None), slice(None)]
+            keep[axis] = slice(extra // 2, extra // 2 + side)
+            pixels, mask = pixels[tuple(keep)], mask[tuple(keep)]
+    height, width = pixels.shape
+    rooms = (target.shape[0] - height, target.shape[1] - width)
+    if random.uniform() < _ANYWHERE:
+        top, left = (int(random.integers(room + 1)) for room in rooms)
+    else:
+        top, left = (
+            int(np.clip(round((centre + _JITTER * random.standard_normal()) * side - cut_side / 2), 0, room))
+            for centre, side, cut_side, room in zip(cut.centre, target.shape, (height, width), rooms, strict=True)
+        )
+    place = (slice(top, top + height), slice(left, left + width))
+    ground = target[place]
+    ring = ~np.asarray(ndimage.binary_dilation(mask, iterations=1), np.bool_)
+    if ring.any():
+        own, other = pixels[ring], ground[ring]
+        gain = float(np.clip((other.std() + 1e-3) / (own.std() + 1e-3), *_GAIN))
+        pixels = (pixels - float(own.mean())) * gain + float(other.mean())
+    # The blend fades outside the mask: inside, the defect stays what it is.
+    distance = np.asarray(ndimage.distance_transform_edt(~mask), np.float32)
+    alpha = np.exp(-0.5 * (distance / _FEATHER) ** 2).astype(np.float32)
+    made = target.copy()
+    made[place] = ground * (1.0 - alpha) + pixels * alpha
+    where = np.zeros(target.shape, np.bool_)
+    where[place] = mask
+    return made, where

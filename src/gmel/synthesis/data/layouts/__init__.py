@@ -1,0 +1,1 @@
+"""How folders of photos are laid out: one layout a file, each of which lists photos without opening them."""

@@ -1,0 +1,242 @@
+"""The experiment: what synthesis is worth on a data set, over many draws of the shots, always on the same test photos.
+
+For each draw detectors are trained on the same real photos and differ in what else they see. The comparison with
+classic augmentation is paired by draw.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gmel.evaluation.progress import Reporter
+from gmel.evaluation.statistics import Interval, paired_t_interval, t_interval
+from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
+from gmel.synthesis.data.dataset import Dataset
+from gmel.synthesis.data.splits import SPLIT_SEED, Split, few_shot_split
+from gmel.synthesis.detector.features import FeatureBook, extractor_for
+from gmel.synthesis.detector.scores import METRICS, Scores, score
+from gmel.synthesis.fidelity import fidelity
+from gmel.synthesis.gate import Decision, decide
+from gmel.synthesis.lesson import Lesson, prepare, set_aside, variants_of_good
+from gmel.synthesis.photo import GOOD, Photo
+from gmel.synthesis.rows import CLASSIC, NONE, Choice, Heads, fit_heads
+
+__all__ = ["FORMAT", "Experiment", "Settings", "evaluate", "read_experiment", "table", "write_experiment"]
+
+FORMAT = 1
+_SHARE = 0.15
+"""Share of a mode's samples where no gate chooses."""
+_FOLDS = 5
+_FOLDS_WITH_FITS = 2
+"""Rounds of the gate where a mode has to be fitted anew in each."""
+BASE = "real + classic"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked.
+
+    Attributes:
+        shots: photos of each defect class.
+        draws: independent draws of the shots.
+        modes: modes of synthesis that are tried.
+        test_per_class: photos of each class that are tested on; half of the groups where it is none.
+        split_seed: what decides which photos are tested on.
+        copies: augmented variants of each shot.
+        per_shot: samples of a mode for each shot.
+    """
+
+    shots: int = 5
+    draws: int = 10
+    modes: tuple[str, ...] = ("compose",)
+    test_per_class: int | None = None
+    split_seed: int = SPLIT_SEED
+    copies: int = 8
+    per_shot: int = 8
+
+
+Experiment = dict[str, Any]
+"""Settings, draws (scores of every recipe), fidelity, seconds: what `experiment.json` holds."""
+
+
+def evaluate(
+    dataset: Dataset,
+    settings: Settings,
+    reporter: Reporter,
+    kept: Experiment | None = None,
+    save: Callable[[Experiment], None] | None = None,
+) -> tuple[Experiment, dict[str, list[Photo]]]:
+    """Runs the experiment.
+
+    Args:
+        dataset: photos with groups.
+        settings: what is asked.
+        reporter: told how it goes on.
+        kept: what an interrupted run has left; its draws are not repeated.
+        save: called after every draw.
+
+    Returns:
+        The experiment, and samples of every mode from the first draw (empty where that was kept).
+
+    Raises:
+        InputError: the data set is too small for the split, or `kept` has other settings.
+    """
+    began = time.perf_counter()
+    asked = {**asdict(settings), "modes": list(settings.modes)}
+    found: Experiment = kept or {"format": FORMAT, "dataset": dataset.name, "settings": asked, "draws": []}
+    if {key: found["settings"].get(key) for key in asked if key != "draws"} != {
+        key: value for key, value in asked.items() if key != "draws"
+    } or found["dataset"] != dataset.name:
+        raise InputError("experiment: it was begun with other settings or photos; choose another folder")
+    found["settings"] = asked
+    split = _split(dataset, settings, 0)
+    book = FeatureBook(extractor_for(dataset.photos))
+    reporter.stage(f"features of {len(split.test)} photos to test on")
+    _tell(book, [*split.test, *split.good], reporter)
+    learned, _ = set_aside(split.good, 0.25)
+    good_rows = variants_of_good(learned, 0, book)
+    found["photos"] = {"test": len(split.test), "good": len(split.good), "shots": len(split.shots)}
+    sheets: dict[str, list[Photo]] = {}
+    reporter.stage("draws of the shots")
+    for draw in range(len(found["draws"]), settings.draws):
+        split = _split(dataset, settings, draw)
+        lesson = prepare(
+            split.shots,
+            split.good,
+            settings.modes,
+            book,
+            draw,
+            reporter,
+            settings.copies,
+            settings.per_shot,
+            good_rows=good_rows,
+        )
+        entry = _draw(lesson, split, book)
+        if draw == 0:
+            found["fidelity"] = _fidelity(lesson, split, book)
+            found["refused"] = lesson.refused
+            sheets = {mode: samples.photos for mode, samples in lesson.samples.items()}
+            sheets = {"shots": list(split.shots), **sheets}
+        found["draws"].append(entry)
+        found["seconds"] = found.get("seconds", 0.0) + time.perf_counter() - began
+        began = time.perf_counter()
+        if save is not None:
+            save(found)
+        reporter.advance(draw + 1, settings.draws, f"draw {draw + 1} of {settings.draws}")
+    return found, sheets
+
+
+def table(found: Experiment, confidence: float = 0.95) -> dict[str, dict[str, dict[str, Interval | float]]]:
+    """Of every recipe and metric: the mean with its interval over draws, and the paired difference from the base.
+
+    Returns:
+        By recipe and metric: `value` (an interval), `gain` (an interval), `ahead` (share of draws with a gain). Metrics
+        that the test set cannot give are left out.
+    """
+    draws = found["draws"]
+    rows: dict[str, dict[str, dict[str, Interval | float]]] = {}
+    for recipe in draws[0]["scores"]:
+        row: dict[str, dict[str, Interval | float]] = {}
+        for metric in METRICS:
+            own = [draw["scores"][recipe][metric] for draw in draws]
+            base = [draw["scores"][BASE][metric] for draw in draws]
+            if any(value is None for value in own):
+                continue
+            row[metric] = {
+                "value": t_interval(own, confidence),
+                "gain": paired_t_interval(own, base, confidence),
+                "ahead": float(np.mean(np.asarray(own) > np.asarray(base))),
+            }
+        rows[recipe] = row
+    return rows
+
+
+def read_experiment(path: Path) -> Experiment:
+    """What a run has left.
+
+    Raises:
+        InputError: unreadable, or of another format.
+    """
+    try:
+        found: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); begin the experiment anew") from error
+    if not isinstance(found, dict) or cast("Experiment", found).get("format") != FORMAT:
+        raise InputError(f"{path}: not an experiment of format {FORMAT}; begin it anew")
+    return cast("Experiment", found)
+
+
+def write_experiment(path: Path, found: Experiment) -> None:
+    """Writes the experiment under a temporary name and renames it."""
+    replace_file(path, json.dumps(found, allow_nan=False, indent=1).encode())
+
+
+def _split(dataset: Dataset, settings: Settings, draw: int) -> Split:
+    return few_shot_split(
+        dataset, settings.shots, draw, test_per_class=settings.test_per_class, split_seed=settings.split_seed
+    )
+
+
+def _tell(book: FeatureBook, photos: Sequence[Photo], reporter: Reporter) -> None:
+    for start in range(0, len(photos), 64):
+        book(photos[start : start + 64])
+        done = min(start + 64, len(photos))
+        reporter.advance(done, len(photos), f"features of {done} of {len(photos)} photos")
+
+
+def _draw(lesson: Lesson, split: Split, book: FeatureBook) -> dict[str, Any]:
+    """Scores of every recipe on the test photos, and what the gate has decided."""
+    features, labels = book(split.test), [photo.label for photo in split.test]
+    classes = sorted(set(lesson.real.labels.tolist()))
+    made = lesson.made(frozenset())
+
+    def scored(heads: Heads) -> dict[str, Any]:
+        return _plain(score(heads.probabilities(features), heads.classes, labels, heads.threshold))
+
+    def uniform(choice: Choice) -> dict[str, Any]:
+        mixture = dict.fromkeys(classes, choice)
+        heads = fit_heads(lesson.real, lesson.classic, made, mixture, mixture)
+        return scored(heads.alarming(lesson.judges.features))
+
+    scores = {"real": uniform(Choice(NONE)), BASE: uniform(Choice(CLASSIC))}
+    for mode in lesson.samples:
+        scores[f"{BASE} + {mode}"] = uniform(Choice(mode, _SHARE))
+    folds = _FOLDS if all(samples.tracks_sources for samples in lesson.samples.values()) else _FOLDS_WITH_FITS
+    decision = decide(lesson.real, lesson.classic, lesson.made, lesson.judges, folds)
+    scores["gate"] = scored(decision.heads)
+    return {"scores": scores, "gate": _said(decision)}
+
+
+def _said(decision: Decision) -> dict[str, Any]:
+    return {
+        "detection": {label: asdict(choice) for label, choice in decision.detection.items()},
+        "typing": {label: asdict(choice) for label, choice in decision.typing.items()},
+        "evidence": {part: [asdict(found) for found in rows] for part, rows in decision.evidence.items()},
+    }
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    """Scores for JSON: what the test cannot give is null."""
+    values = {field.name: getattr(scores, field.name) for field in fields(scores)}
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
+
+
+def _fidelity(lesson: Lesson, split: Split, book: FeatureBook) -> dict[str, dict[str, Any]]:
+    """Of every mode and class: samples beside the real photos of the test, which no generator saw."""
+    found: dict[str, dict[str, Any]] = {}
+    for mode, samples in lesson.samples.items():
+        for label in sorted({photo.label for photo in samples.photos} - {GOOD}):
+            real = [photo for photo in split.test if photo.label == label]
+            shots = [photo for photo in split.shots if photo.label == label]
+            made = [photo for photo in samples.photos if photo.label == label]
+            if min(len(real) // 2, len(shots), len(made)) < 2:
+                continue
+            facts = fidelity(book.extractor(made), book(real), book(shots)).as_dict()
+            found.setdefault(mode, {})[label] = json.loads(json.dumps(facts).replace("NaN", "null"))
+    return found

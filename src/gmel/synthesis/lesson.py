@@ -1,0 +1,155 @@
+"""What one site can learn from in one draw: its shots, its good parts, their variants, and samples of every mode."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gmel.evaluation.progress import Reporter
+from gmel.scenario.errors import InputError
+from gmel.synthesis.augment import augmented
+from gmel.synthesis.compose import Compose
+from gmel.synthesis.detector.features import Extractor, FeatureBook
+from gmel.synthesis.generator import Generator
+from gmel.synthesis.modes import mode_named
+from gmel.synthesis.photo import GOOD, Floats, Photo
+from gmel.synthesis.rows import Rows, joined
+
+__all__ = ["Lesson", "Samples", "prepare", "rows_of", "set_aside", "variants_of_good"]
+
+_SHAM_FOR_SHOTS = 2
+"""Blends without a defect for every shot, where defects are blended."""
+_GOOD_COPIES = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Everything that detectors of one draw are trained on and gated by.
+
+    Attributes:
+        real: shots and good parts.
+        classic: their augmented variants.
+        judges: good parts kept from everything else: they set thresholds and judge in the gate.
+        samples: what each mode makes.
+        refused: why a mode cannot be used here, by mode.
+    """
+
+    real: Rows
+    classic: Rows
+    judges: Rows
+    samples: dict[str, "Samples"]
+    refused: dict[str, str]
+
+    def made(self, held: frozenset[str]) -> dict[str, Rows]:
+        """Rows of all modes, made without the shots named."""
+        return {mode: samples.without(held) for mode, samples in self.samples.items()}
+
+
+class Samples:
+    """What one mode makes of the shots, and of the shots without some.
+
+    A mode that says for each photo which shot it was made from needs no second fit: the photos of a shot are left out.
+    The others are fitted anew without the shots.
+    """
+
+    def __init__(
+        self,
+        mode: type[Generator],
+        shots: Sequence[Photo],
+        good: Sequence[Photo],
+        per_shot: int,
+        extractor: Extractor,
+        seed: int,
+        reporter: Reporter,
+    ) -> None:
+        self.mode, self._shots, self._good = mode, tuple(shots), tuple(good)
+        self._per_shot, self._extractor, self._seed, self._reporter = per_shot, extractor, seed, reporter
+        self.generator, self.photos, self.rows = self._fitted(self._shots)
+        self._known = {frozenset[str](): self.rows}
+
+    @property
+    def tracks_sources(self) -> bool:
+        """Whether each photo of a defect names its shot."""
+        return all(photo.source for photo in self.photos if photo.label != GOOD)
+
+    def without(self, held: frozenset[str]) -> Rows:
+        """Rows made without the shots named."""
+        if held not in self._known:
+            if self.tracks_sources:
+                self._known[held] = self.rows.without(held)
+            else:
+                rest = [photo for photo in self._shots if photo.name not in held]
+                self._known[held] = self._fitted(rest)[2]
+        return self._known[held]
+
+    def _fitted(self, shots: Sequence[Photo]) -> tuple[Generator, list[Photo], Rows]:
+        generator = self.mode.fit(shots, self._good, self._seed, self._reporter)
+        photos: list[Photo] = []
+        for label in generator.labels:
+            count = self._per_shot * sum(photo.label == label for photo in shots)
+            photos += generator.sample(label, count, self._seed)
+        if isinstance(generator, Compose):
+            photos += generator.sham(_SHAM_FOR_SHOTS * len(shots), self._seed)
+        # Like shots, samples are turned, cropped and lit anew: a detector must not learn that only shots are.
+        return generator, photos, rows_of(augmented(photos, 1, self._seed), self._extractor)
+
+
+def rows_of(photos: Sequence[Photo], features: Callable[[Sequence[Photo]], Floats]) -> Rows:
+    """Rows of photos; a real shot is its own source.
+
+    Args:
+        photos: real or synthetic.
+        features: a book, for photos that come again, or an extractor, for those that do not.
+    """
+    sources = ["" if photo.label == GOOD else photo.source or photo.name for photo in photos]
+    return Rows.of(features(photos), [photo.label for photo in photos], sources)
+
+
+def prepare(
+    shots: Sequence[Photo],
+    good: Sequence[Photo],
+    modes: Sequence[str],
+    book: FeatureBook,
+    seed: int,
+    reporter: Reporter,
+    copies: int = 8,
+    per_shot: int = 8,
+    judging: float = 0.25,
+    good_rows: Rows | None = None,
+) -> Lesson:
+    """The lesson of a draw.
+
+    Args:
+        shots: photos of defects.
+        good: photos of good parts; may be none.
+        modes: names of the modes to try.
+        book: computes features.
+        seed: of variants and samples.
+        copies: augmented variants of each shot.
+        per_shot: samples of a mode for each shot.
+        judging: share of the good parts that is kept for thresholds and the gate.
+        good_rows: of augmented variants of the good parts that are learned from, where they are at hand.
+    """
+    learned, judges = set_aside(good, judging)
+    varied = rows_of(augmented(shots, copies, seed), book.extractor)
+    classic = joined(varied, variants_of_good(learned, seed, book) if good_rows is None else good_rows)
+    samples: dict[str, Samples] = {}
+    refused: dict[str, str] = {}
+    for mode in modes:
+        try:
+            samples[mode] = Samples(mode_named(mode), shots, learned, per_shot, book.extractor, seed, reporter)
+        except InputError as error:
+            refused[mode] = str(error)
+    return Lesson(rows_of([*shots, *learned], book), classic, rows_of(judges, book), samples, refused)
+
+
+def variants_of_good(good: Sequence[Photo], seed: int, book: FeatureBook) -> Rows:
+    """Rows of augmented variants of good parts."""
+    return rows_of(augmented(good, _GOOD_COPIES, seed), book.extractor)
+
+
+def set_aside(good: Sequence[Photo], share: float) -> tuple[list[Photo], list[Photo]]:
+    """Good parts to learn from, and a share of them to judge by; the same whatever the draw."""
+    order = np.random.default_rng(0).permutation(len(good))
+    kept = int(share * len(good))
+    return [good[n] for n in sorted(order[kept:])], [good[n] for n in sorted(order[:kept])]

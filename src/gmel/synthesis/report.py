@@ -1,0 +1,253 @@
+"""The page of an experiment: one HTML file that opens offline."""
+
+# Matplotlib's types are partial; unknown types from it are not ours (as in pyproject.toml).
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from gmel import __version__
+from gmel.evaluation.figures import SETTINGS
+from gmel.evaluation.statistics import Interval
+from gmel.scenario.files import replace_file
+from gmel.synthesis.data.sheet import contact_sheet
+from gmel.synthesis.evaluate import BASE, Experiment, table
+from gmel.synthesis.photo import Photo
+
+__all__ = ["WORDS", "headline", "lines", "write_report"]
+
+WORDS = {
+    "auroc": "AUROC",
+    "tpr": "TPR at 5 % false alarms",
+    "type_accuracy": "type accuracy",
+    "balanced_accuracy": "balanced accuracy",
+}
+_SURE_DRAWS = 10
+"""Draws below which no gain is claimed."""
+_SURE_SHARE = 0.8
+"""Share of draws that have to agree on the sign of a gain."""
+
+Rows = dict[str, dict[str, dict[str, Interval | float]]]
+
+
+def headline(found: Experiment) -> str:
+    """What the experiment shows, in honest words: gains and losses of the gate that the draws resolve.
+
+    A gain is claimed with ten draws or more, a 95 % interval above zero, and the same sign in four of five draws.
+    """
+    rows = table(found)
+    draws, shots = len(found["draws"]), found["settings"]["shots"]
+    said: list[str] = []
+    for sign, word in ((1, "more"), (-1, "less")):
+        for metric, cell in rows["gate"].items():
+            gain, ahead = cast("Interval", cell["gain"]), cast("float", cell["ahead"])
+            agree = ahead if sign > 0 else 1.0 - ahead
+            limit = gain.low if sign > 0 else -gain.high
+            if draws >= _SURE_DRAWS and limit > 0.0 and agree >= _SURE_SHARE:
+                said.append(f"{100 * abs(gain.mean):.1f} points {word} {WORDS[metric]}")
+    start = f"With {shots} photos a class and the gate on, against real photos with classic augmentation: "
+    if draws < _SURE_DRAWS:
+        return start + f"{draws} draws are too few to claim anything ({_SURE_DRAWS} are needed)."
+    if not said:
+        return start + "no difference that these draws resolve. Classic augmentation is enough here."
+    return start + "; ".join(said) + "."
+
+
+def lines(found: Experiment) -> list[str]:
+    """The table as text, a line for each recipe."""
+    rows = table(found)
+    metrics = [metric for metric in WORDS if metric in rows[BASE]]
+    width = max(len(name) for name in rows)
+    out = [f"{'':{width}}  " + "  ".join(f"{WORDS[metric]:>26}" for metric in metrics)]
+    for name, row in rows.items():
+        cells: list[str] = []
+        for metric in metrics:
+            value, gain = cast("Interval", row[metric]["value"]), cast("Interval", row[metric]["gain"])
+            difference = "" if name == BASE else f" ({_points(gain)})"
+            cells.append(f"{100 * value.mean:5.1f}{difference:>21}")
+        out.append(f"{name:{width}}  " + "  ".join(cells))
+    return [*out, "In %, mean over draws; in brackets points above real + classic, with the 95 % interval, paired."]
+
+
+def write_report(path: Path, found: Experiment, sheets: Mapping[str, Sequence[Photo]]) -> None:
+    """Writes the page.
+
+    Args:
+        path: the HTML file.
+        found: the experiment.
+        sheets: photos to show, by what made them; may be empty.
+    """
+    replace_file(path, _page(found, sheets).encode())
+
+
+def _page(found: Experiment, sheets: Mapping[str, Sequence[Photo]]) -> str:
+    style = (resources.files("gmel.evaluation") / "report.css").read_text(encoding="utf-8")
+    settings, photos = found["settings"], found["photos"]
+    facts = [
+        f"{settings['shots']} photos a defect class",
+        f"{len(found['draws'])} draws",
+        f"{photos['test']} photos to test on",
+        f"{photos['good']} good parts to learn from" if photos["good"] else "no good parts",
+        f"{found['seconds']:.0f} s",
+    ]
+    notices = "".join(
+        f'<p class="notice" role="note"><b>Note</b> {escape(f"{mode} was not tried: {why}")}</p>'
+        for mode, why in found["refused"].items()
+    )
+    pictures = "".join(
+        f'<figure><img alt="{escape(name)}: examples by class" style="max-width:100%" '
+        f'src="data:image/jpeg;base64,{_jpeg(shown)}"><figcaption>{escape(_caption(name))}</figcaption></figure>'
+        for name, shown in sheets.items()
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(found["dataset"])}: what synthesis is worth</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">GMEL synthesis</p>
+<h1>{escape(found["dataset"])}</h1>
+<ul class="facts">{"".join(f"<li>{escape(fact)}</li>" for fact in facts)}</ul>
+</header>
+<main>
+<p class="headline">{escape(headline(found))}</p>
+{notices}
+<section><h2>Results</h2>{_results(table(found))}
+<p class="small">Mean over draws in %, below it the difference from real + classic in points with the 95 % interval,
+paired by draw. Every detector is trained on the same real photos and tested on the same others, which nothing here has
+learned from.</p></section>
+<section><h2>Differences from real photos with classic augmentation</h2>
+<figure>{_forest(table(found))}<figcaption>Points of each metric, 95 % intervals over draws. Left of the line is
+harm.</figcaption></figure></section>
+<section><h2>What the gate chose</h2>{_gate(found)}</section>
+{_fidelity(found)}
+{f'<section><h2>Photos</h2><div class="figures">{pictures}</div></section>' if pictures else ""}
+</main>
+<footer>Made by gmel {escape(__version__)}. All numbers lie in <code>experiment.json</code> beside this file.</footer>
+</body>
+</html>
+"""
+
+
+def _results(rows: Rows) -> str:
+    metrics = [metric for metric in WORDS if metric in rows[BASE]]
+    head = "".join(f'<th scope="col" class="number">{WORDS[metric]}</th>' for metric in metrics)
+    body = ""
+    for name, row in rows.items():
+        cells = ""
+        for metric in metrics:
+            value, gain = cast("Interval", row[metric]["value"]), cast("Interval", row[metric]["gain"])
+            under = "" if name == BASE else f'<br><span style="color:var(--soft)">{_points(gain)}</span>'
+            cells += f'<td class="number">{100 * value.mean:.1f}{under}</td>'
+        kind = ' class="best"' if name == "gate" else ""
+        body += f'<tr{kind}><th scope="row">{escape(name)}</th>{cells}</tr>'
+    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _points(gain: Interval) -> str:
+    if math.isnan(gain.low):
+        return f"{100 * gain.mean:+.1f}"
+    return f"{100 * gain.mean:+.1f} ± {100 * (gain.high - gain.mean):.1f}"
+
+
+def _forest(rows: Rows) -> str:
+    """Paired differences with their intervals, a panel for each metric."""
+    metrics = [metric for metric in WORDS if metric in rows[BASE]]
+    names = [name for name in rows if name != BASE]
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(2.6 * len(metrics) + 1.6, 0.42 * len(names) + 1.1), layout="constrained")
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            axes.axvline(0.0, color="#555555", linewidth=1.0)
+            for place, name in enumerate(names):
+                gain = cast("Interval", rows[name][metric]["gain"])
+                colour = "#D55E00" if name == "gate" else "#0072B2"
+                if not math.isnan(gain.low):
+                    axes.plot([100 * gain.low, 100 * gain.high], [place, place], color=colour, linewidth=2.0)
+                axes.plot([100 * gain.mean], [place], "o", color=colour, markersize=6)
+            axes.set_title(WORDS[metric])
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_xlabel("points")
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _gate(found: Experiment) -> str:
+    """How often each choice was made, by part and class."""
+    head = "<th>Part</th><th>Class</th><th>Chosen (draws)</th>"
+    body = ""
+    for part in ("detection", "typing"):
+        if not any(draw["gate"]["evidence"].get(part) for draw in found["draws"]):
+            continue
+        for label in sorted(found["draws"][0]["gate"][part]):
+            counts = Counter(_choice(draw["gate"][part][label]) for draw in found["draws"])
+            words = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+            body += f"<tr><td>{part}</td><td>{escape(label)}</td><td>{escape(words)}</td></tr>"
+    if not body:
+        return "<p>There was nothing to choose.</p>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _choice(choice: dict[str, Any]) -> str:
+    return f"{choice['mode']} {100 * choice['share']:.0f} %" if choice["share"] else str(choice["mode"])
+
+
+def _fidelity(found: Experiment) -> str:
+    if not found["fidelity"]:
+        return ""
+    names = ("KID", "floor", "precision", "recall", "density", "coverage", "novelty", "copies")
+    body = ""
+    for mode, classes in found["fidelity"].items():
+        for label, facts in classes.items():
+            near = facts["neighbourhood"]
+            values = [
+                facts["kid"],
+                facts["floor"],
+                *(near[name] for name in names[2:6]),
+                facts["novelty"],
+                facts["copies"],
+            ]
+            cells = "".join(f'<td class="number">{_number(value)}</td>' for value in values)
+            body += f"<tr><td>{escape(mode)}</td><td>{escape(label)}</td>{cells}</tr>"
+    head = "".join(f'<th class="number">{name}</th>' for name in names)
+    return f"""<section><h2>How like real photos</h2><div class="scroll"><table>
+<thead><tr><th>Mode</th><th>Class</th>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<p class="small">First draw, on texture features, beside the real photos of the test. KID of a perfect generator would
+be near the floor, that of one half of the real photos against the other. Novelty is the distance to the nearest shot
+over the distance between shots; below 0.5 a sample counts as a copy.</p></section>"""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _caption(name: str) -> str:
+    return "The shots of the first draw." if name == "shots" else f"Made by {name} from the shots of the first draw."
+
+
+def _jpeg(photos: Sequence[Photo]) -> str:
+    rows: dict[str, list[Photo]] = {}
+    for photo in photos:
+        rows.setdefault(photo.label, []).append(photo)
+    data = io.BytesIO()
+    contact_sheet(rows, columns=5, side=112).save(data, "JPEG", quality=82)
+    return base64.b64encode(data.getvalue()).decode()
