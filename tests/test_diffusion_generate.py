@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.small_photos import Silent, good_plates, pitted_plates, rough_plates
+from plates import Silent, good_plates, pitted_plates, rough_plates
 
 from gmel.scenario.errors import InputError
 from gmel.synthesis.diffusion.prior import Prior
