@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import jax
@@ -9,14 +10,15 @@ import jax
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.diffusion.edm import Denoiser
-from gmel.synthesis.diffusion.looks import Examples, Looks
-from gmel.synthesis.diffusion.prior import Preview, Prior, adapted, network_facts, network_size
+from gmel.synthesis.diffusion.examples import Examples
+from gmel.synthesis.diffusion.looks import Looks
+from gmel.synthesis.diffusion.prior import adapted, digest_of, network_facts, network_size, prior_for
 from gmel.synthesis.diffusion.samplers import SOLVERS, Solver, karras_sigmas
 from gmel.synthesis.diffusion.stitching import Field, draw_fields
 from gmel.synthesis.diffusion.training import Training
 from gmel.synthesis.diffusion.unet import UNet, UNetSize
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
-from gmel.synthesis.generator import Arrays
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
 
 __all__ = ["Generate", "Plan", "checked_steps"]
@@ -31,7 +33,7 @@ class Plan:
     """How `generate` is trained and drawn.
 
     Attributes:
-        prior: training on good parts, where there are at least `prior_from` and no prior is given.
+        prior: training on good parts, where there are at least `prior_from` and no file has a prior.
         prior_from: good parts from which on a prior is trained.
         adaptation: training on the shots, from a prior.
         scratch: training on the shots where there is no prior.
@@ -82,54 +84,38 @@ class Generate:
         good: Sequence[Photo],
         seed: int,
         reporter: Reporter,
-        *,
-        prior: Prior | None = None,
+        means: Means = NO_MEANS,
         plan: Plan | None = None,
-        preview: Preview | None = None,
-        resume: bool = False,
     ) -> Self:
-        """Learns the classes of the shots.
+        """Learns the classes of the shots, from a prior where a file has one or the good parts are enough for one.
 
         Args:
             shots: photos of defects.
             good: photos of good parts, or none.
-            seed: of all that is random.
+            seed: of all that is random but the prior.
             reporter: who is told.
-            prior: trained elsewhere; where none is given, one is trained on the good parts if there are enough.
+            means: files of the prior and of what an interrupt leaves.
             plan: how.
-            preview: called with the number of updates and the denoiser every so often (`Training.preview_every`).
-            resume: go on from the checkpoints of the plan where there are some.
 
         Raises:
-            InputError: no shots, or a prior of another resolution.
+            InputError: no shots, or files that do not fit.
         """
         plan = plan or Plan()
-        if plan.solver not in SOLVERS:
-            raise InputError(f"solver is {plan.solver!r}, must be one of {', '.join(SOLVERS)}")
-        if prior is not None and prior.scale != plan.scale:
-            raise InputError(
-                f"prior: trained at scale {prior.scale}, this fit has {plan.scale}; give one of this scale"
-            )
         looks = Looks.fit(shots, good, plan.scale, plan.factorised)
-        if prior is None and len(good) >= plan.prior_from:
-            prior = Prior.fit(
-                good, seed, reporter, scale=plan.scale, training=plan.prior, size=plan.size, resume=resume
-            )
-        reporter.stage(f"adaptation to {len(shots)} shots of {len(looks.labels)} classes")
-        start = prior.denoiser if prior is not None else Denoiser(UNet(plan.size, 0, jax.random.key(seed)))
-        training = plan.scratch if prior is None else plan.adaptation
-        examples = Examples.of(shots, good, looks)
-        denoiser = adapted(
-            start,
-            examples,
-            len(looks.classes),
-            training,
-            seed,
-            reporter,
-            rank=0 if prior is None else plan.rank,
-            preview=preview,
-            resume=resume,
+        given = means.prior is not None and means.prior.exists()
+        prior = None
+        if given or len(good) >= plan.prior_from:
+            prior = prior_for(good, reporter, plan.prior, plan.size, plan.scale, means)
+        start = Denoiser(UNet(plan.size, 0, jax.random.key(seed))) if prior is None else prior.denoiser
+        training = replace(
+            plan.scratch if prior is None else plan.adaptation,
+            checkpoint=means.checkpoint_of("adaptation"),
+            facts={"photos": digest_of([*shots, *good])},
         )
+        reporter.stage(f"adaptation to {len(shots)} shots of {len(looks.labels)} classes")
+        examples = Examples.of(shots, good, looks)
+        rank = 0 if prior is None else plan.rank
+        denoiser = adapted(start, examples, len(looks.classes), training, seed, reporter, rank, means.resume)
         return cls(denoiser, looks, plan.solver, plan.guidance)
 
     @property
@@ -148,12 +134,16 @@ class Generate:
             InputError: a class that it has not learned, or steps that are not from 1 to 50.
         """
         steps = checked_steps(self.default_steps if steps is None else steps)
-        sigmas = karras_sigmas(steps, SIGMA_LOW, SIGMA_HIGH)
+        return self.looks.photos(self.mode, label, count, seed, partial(self._draw, steps))
 
-        def draw(fields: list[Field]) -> list[Floats]:
-            return draw_fields(self.denoiser, fields, sigmas, self.solver, self.guidance)
+    def sham(self, count: int, seed: int) -> list[Photo]:
+        """`count` good parts, drawn as those with defects are; none where no good parts were learned."""
+        return self.looks.sham(self.mode, count, seed, partial(self._draw, self.default_steps))
 
-        return self.looks.photos(label, count, seed, draw)
+    def _draw(self, steps: int, fields: list[Field]) -> list[Floats]:
+        return draw_fields(
+            self.denoiser, fields, karras_sigmas(steps, SIGMA_LOW, SIGMA_HIGH), self.solver, self.guidance
+        )
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
         """Weights, appearance table, outlines, sensor. No photo is in it."""

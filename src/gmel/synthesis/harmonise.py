@@ -1,54 +1,50 @@
 """Mode `harmonise`: defects that were composed onto good parts, drawn over by a few steps from low noise (SDEdit,
-arXiv 2108.01073), so that seams and false light at their edge go. Only the defect and the pixels around its edge
-change.
+arXiv 2108.01073), so that seams and false light at their edge go. Only the pixels around the edge change.
+
+The denoiser has seen good parts alone: it knows how a surface goes on, and nothing of the shots. So a photo holds
+nothing of any shot but the one that its defect was cut from.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self, TypeVar
+from dataclasses import replace
+from typing import ClassVar, Self
 
 import numpy as np
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
-from gmel.synthesis.diffusion.looks import Drawing, finished
-from gmel.synthesis.diffusion.prior import Prior
+from gmel.synthesis.compose import Compose
+from gmel.synthesis.diffusion.drawing import Drawing, finished, redrawn
+from gmel.synthesis.diffusion.prior import Prior, prior_for
 from gmel.synthesis.diffusion.samplers import karras_sigmas
 from gmel.synthesis.diffusion.stitching import draw_fields
 from gmel.synthesis.diffusion.windows import Box, Mask, dilated, field_box, reduced_mask, shapes
-from gmel.synthesis.generate import SIGMA_LOW, Generate, Plan, checked_steps
-from gmel.synthesis.generator import Arrays, Generator
+from gmel.synthesis.generate import SIGMA_LOW, Plan, checked_steps
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Photo
+from gmel.synthesis.sensor import Sensor
 
-__all__ = ["Harmonise", "harmonised"]
-
-Value = TypeVar("Value")
-_SIGMA_MOST = 5.0
+__all__ = ["EDGE", "SIGMA", "Harmonise", "harmonised"]
 
 SIGMA = 0.2
-"""Noise from which a composed defect is drawn anew, in contrasts: enough to melt its edge, too little to change it."""
+"""Noise from which an edge is drawn anew, in contrasts: enough to melt it, too little to change what is there."""
 EDGE = 3
 """Pixels on each side of the edge of a defect that change."""
+_SIGMA_MOST = 5.0
 
 
 def harmonised(
-    photos: Sequence[Photo],
-    model: Generate,
-    seed: int,
-    steps: int,
-    *,
-    sigma: float = SIGMA,
-    edge_only: bool = True,
+    photos: Sequence[Photo], prior: Prior, sensor: Sensor, seed: int, steps: int, sigma: float = SIGMA
 ) -> list[Photo]:
-    """Composed photos drawn over; all other pixels stay as they are, bit for bit.
+    """Composed photos drawn over at the edges of their defects; all other pixels stay as they are, bit for bit.
 
     Args:
         photos: photos with masks of their defects.
-        model: the diffusion model of the site.
+        prior: what draws.
+        sensor: of the photos.
         seed: of the noise; a photo's noise depends on the seed and its place in `photos` only.
-        steps: evaluations of the network.
+        steps: evaluations of the network for each defect.
         sigma: noise to start from, in contrasts.
-        edge_only: only the pixels within `EDGE` of a defect's edge change; else the defect's inside too.
 
     Raises:
         InputError: a photo without a mask, or noise that is not above the lowest level.
@@ -58,24 +54,21 @@ def harmonised(
     sigmas = karras_sigmas(steps, SIGMA_LOW, sigma)
     current = list(photos)
     streams = [np.random.default_rng((seed, index)) for index in range(len(current))]
-    places = [_places(photo, model.looks.scale) for photo in current]
+    places = [_places(photo, prior.scale) for photo in current]
     # Defects of one photo may lie near each other: they are drawn one after the other, photos together.
     for turn in range(max((len(boxes) for _, boxes in places), default=0)):
         chosen = [index for index, (_, boxes) in enumerate(places) if turn < len(boxes)]
         drawings: list[Drawing] = []
         for index in chosen:
-            mask, boxes = places[index]
-            box = field_box(boxes[turn], (mask.shape[0], mask.shape[1]), streams[index])
+            (mask, boxes), rng = places[index], streams[index]
+            box = field_box(boxes[turn], (mask.shape[0], mask.shape[1]), rng)
             defect = box.of(mask)
-            inside = dilated(defect, EDGE)
-            if edge_only:
-                inside &= dilated(~defect, EDGE)
-            number = model.looks.classes[current[index].label].number
-            drawings.append(model.looks.redrawn(current[index], box, inside, mask, number, streams[index], blank=False))
+            edge = dilated(defect, EDGE) & dilated(~defect, EDGE)
+            drawings.append(redrawn(current[index], box, edge, mask, 0, prior.scale, sensor, rng, blank=False))
         made = finished(
             drawings,
             [streams[index] for index in chosen],
-            lambda fields: draw_fields(model.denoiser, fields, sigmas, model.solver, model.guidance),
+            lambda fields: draw_fields(prior.denoiser, fields, sigmas),
         )
         for index, photo in zip(chosen, made, strict=True):
             current[index] = replace(photo, mask=photos[index].mask)
@@ -89,24 +82,20 @@ def _places(photo: Photo, scale: int) -> tuple[Mask, list[Box]]:
     return mask, shapes(mask)
 
 
-@dataclass(frozen=True, eq=False)
-class Harmonise:
-    """Composes, then draws over.
+class Harmonise(Compose):
+    """Composes, then draws over (see the module).
 
     Attributes:
-        composer: a generator whose photos have masks, of the class `composing`.
-        model: the diffusion model of the same classes.
-        sigma: noise to start from, in contrasts.
+        prior: of good parts.
+        sensor: of good parts.
     """
 
     mode: ClassVar[str] = "harmonise"
     default_steps: ClassVar[int] = 4
-    shares_photos: ClassVar[bool] = True
-    composing: ClassVar[type[Generator]]
 
-    composer: Generator
-    model: Generate
-    sigma: float = SIGMA
+    def __init__(self, shots: Sequence[Photo], good: Sequence[Photo], prior: Prior, sensor: Sensor) -> None:
+        super().__init__(shots, good)
+        self.prior, self.sensor = prior, sensor
 
     @classmethod
     def fit(
@@ -115,62 +104,37 @@ class Harmonise:
         good: Sequence[Photo],
         seed: int,
         reporter: Reporter,
-        *,
-        prior: Prior | None = None,
+        means: Means = NO_MEANS,
         plan: Plan | None = None,
-        model: Generate | None = None,
-        sigma: float = SIGMA,
-        resume: bool = False,
     ) -> Self:
-        """Learns the classes of the shots.
-
-        Args:
-            shots: photos of defects, with masks.
-            good: photos of good parts.
-            seed: of all that is random.
-            reporter: who is told.
-            prior: see `Generate.fit`.
-            plan: see `Generate.fit`.
-            model: a diffusion model of the same shots that is already there: it is used, and nothing is trained.
-            sigma: noise to start from, in contrasts.
-            resume: see `Generate.fit`.
+        """Keeps the shots that have a mask, and trains a prior on the good parts where no file has one.
 
         Raises:
-            InputError: what the composer or the diffusion model needs is missing.
+            InputError: no good parts, no masks, or files that do not fit.
         """
-        if not SIGMA_LOW < sigma <= _SIGMA_MOST:
-            raise InputError(f"sigma is {sigma}, must be above {SIGMA_LOW} and at most {_SIGMA_MOST}")
-        composer = cls.composing.fit(shots, good, seed, reporter)
-        model = model or Generate.fit(shots, good, seed, reporter, prior=prior, plan=plan, resume=resume)
-        missing = sorted(set(composer.labels) - set(model.labels))
-        if missing:
-            raise InputError(f"model: has not learned {', '.join(missing)}; give one of the same shots")
-        return cls(composer, model, sigma)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Classes that it can draw."""
-        return self.composer.labels
+        plan = plan or Plan()
+        composed = Compose.fit(shots, good, seed, reporter)
+        prior = prior_for(good, reporter, plan.prior, plan.size, plan.scale, means)
+        return cls(composed.shots, composed.good, prior, Sensor.fit(good))
 
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
-        """`count` photos of a class; the same seed gives the same photos.
+        """`count` good parts, each with a defect of the class.
 
         Raises:
             InputError: a class that it has not learned, or steps that are not from 1 to 50.
         """
         steps = checked_steps(self.default_steps if steps is None else steps)
-        composed = self.composer.sample(label, count, seed)
-        return harmonised(composed, self.model, seed, steps, sigma=self.sigma)
+        return harmonised(super().sample(label, count, seed), self.prior, self.sensor, seed, steps)
+
+    def sham(self, count: int, seed: int) -> list[Photo]:
+        """`count` good parts with a piece of another good part, harmonised as a defect would be."""
+        made = harmonised(self._shams(count, seed), self.prior, self.sensor, seed, self.default_steps)
+        return [replace(photo, mask=None) for photo in made]
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
-        """The states of the composer and of the model, each under its name."""
-        arrays: Arrays = {}
-        facts: dict[str, str] = {"sigma": repr(self.sigma)}
-        for name, part in (("composer", self.composer), ("model", self.model)):
-            its_arrays, its_facts = part.state()
-            arrays |= {f"{name}/{key}": array for key, array in its_arrays.items()}
-            facts |= {f"{name}/{key}": fact for key, fact in its_facts.items()}
-        return arrays, facts
+        """The photos, the prior and the sensor."""
+        (arrays, facts), (weights, size) = super().state(), self.prior.state()
+        return {**arrays, **weights, **self.sensor.state()}, {**facts, **size}
 
     @classmethod
     def from_state(cls, arrays: Arrays, facts: dict[str, str]) -> Self:
@@ -179,13 +143,5 @@ class Harmonise:
         Raises:
             InputError: an array or a fact is missing or wrong.
         """
-        try:
-            sigma = float(facts["sigma"])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"sigma is {facts.get('sigma')!r}, must be a number; fit the generator anew") from error
-        composer = cls.composing.from_state(_part(arrays, "composer"), _part(facts, "composer"))
-        return cls(composer, Generate.from_state(_part(arrays, "model"), _part(facts, "model")), sigma)
-
-
-def _part(named: dict[str, Value], name: str) -> dict[str, Value]:
-    return {key.removeprefix(f"{name}/"): value for key, value in named.items() if key.startswith(f"{name}/")}
+        composed = Compose.from_state(arrays, facts)
+        return cls(composed.shots, composed.good, Prior.from_state(arrays, facts), Sensor.from_state(arrays))

@@ -12,6 +12,7 @@ the squares of both are held small (Du & Mordatch 2019, arXiv 1903.08689), so th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import equinox as eqx
@@ -23,13 +24,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.diffusion.edm import Windows
-from gmel.synthesis.diffusion.looks import Examples, Looks
+from gmel.synthesis.diffusion.examples import Examples
+from gmel.synthesis.diffusion.looks import Looks
+from gmel.synthesis.diffusion.prior import digest_of
 from gmel.synthesis.diffusion.stitching import Field, Group, draw_together, stitched
 from gmel.synthesis.diffusion.training import Training, train
 from gmel.synthesis.diffusion.unet import Conv, Linear, space_to_depth
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
 from gmel.synthesis.generate import checked_steps
-from gmel.synthesis.generator import Arrays
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
 
 __all__ = ["Chain", "ContrastiveLoss", "EnergyNet", "Langevin", "LangevinPlan", "stationary_variance", "walk"]
@@ -205,9 +208,8 @@ class Langevin:
         good: Sequence[Photo],
         seed: int,
         reporter: Reporter,
-        *,
+        means: Means = NO_MEANS,
         plan: LangevinPlan | None = None,
-        resume: bool = False,
     ) -> Self:
         """Learns the classes of the shots.
 
@@ -216,18 +218,20 @@ class Langevin:
             good: photos of good parts, or none.
             seed: of all that is random.
             reporter: who is told.
+            means: files of what an interrupt leaves; there is no prior.
             plan: how.
-            resume: go on from the checkpoint of the plan where there is one.
 
         Raises:
-            InputError: no shots.
+            InputError: no shots, or a checkpoint that does not fit.
         """
         plan = plan or LangevinPlan()
         looks = Looks.fit(shots, good, plan.scale, plan.factorised)
         reporter.stage(f"energy of {len(shots)} shots of {len(looks.labels)} classes")
         net = EnergyNet(len(looks.classes), jax.random.key(seed), plan.widths)
+        facts = {"photos": digest_of([*shots, *good])}
+        training = replace(plan.training, checkpoint=means.checkpoint_of("energy"), facts=facts)
         examples = Examples.of(shots, good, looks)
-        found = train(net, plan.loss, examples, plan.training, seed, reporter, text="energy", resume=resume)
+        found = train(net, plan.loss, examples, training, seed, reporter, text="energy", resume=means.resume)
         return cls(found.model, looks, plan.loss.chain)
 
     @property
@@ -246,8 +250,14 @@ class Langevin:
             InputError: a class that it has not learned, or steps that are not from 1 to 1000.
         """
         steps = checked_steps(self.default_steps if steps is None else steps, self.most_steps)
+        return self.looks.photos(self.mode, label, count, seed, partial(self._draw, steps))
 
-        def draw(group: Group) -> Array:
+    def sham(self, count: int, seed: int) -> list[Photo]:
+        """`count` good parts, drawn as those with defects are; none where no good parts were learned."""
+        return self.looks.sham(self.mode, count, seed, partial(self._draw, self.default_steps))
+
+    def _draw(self, steps: int, fields: list[Field]) -> list[Floats]:
+        def walked(group: Group) -> Array:
             noise = group.flat([_walk_noise(field, steps) for field in group.fields])
             return _walk_windows(
                 self.net,
@@ -262,7 +272,7 @@ class Langevin:
                 self.chain,
             )
 
-        return self.looks.photos(label, count, seed, lambda fields: draw_together(fields, draw))
+        return draw_together(fields, walked)
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
         """Weights, appearance table, outlines, sensor, chain. No photo is in it."""

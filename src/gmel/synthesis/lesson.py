@@ -8,9 +8,8 @@ import numpy as np
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.augment import augmented
-from gmel.synthesis.compose import Compose
 from gmel.synthesis.detector.features import Extractor, FeatureBook
-from gmel.synthesis.generator import Generator
+from gmel.synthesis.generator import Generator, Shamming
 from gmel.synthesis.modes import mode_named
 from gmel.synthesis.photo import GOOD, Floats, Photo
 from gmel.synthesis.rows import Rows, joined
@@ -88,7 +87,7 @@ class Samples:
         for label in generator.labels:
             count = self._per_shot * sum(photo.label == label for photo in shots)
             photos += generator.sample(label, count, self._seed)
-        if isinstance(generator, Compose):
+        if isinstance(generator, Shamming):
             photos += generator.sham(_SHAM_FOR_SHOTS * len(shots), self._seed)
         # Like shots, samples are turned, cropped and lit anew: a detector must not learn that only shots are.
         return generator, photos, rows_of(augmented(photos, 1, self._seed), self._extractor)

@@ -1,7 +1,8 @@
 """The label-free prior: a denoiser of windows of good parts, trained once, adapted everywhere."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -12,18 +13,20 @@ import jax.numpy as jnp
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.diffusion.edm import Denoiser, DenoisingLoss
-from gmel.synthesis.diffusion.looks import Examples, textures
+from gmel.synthesis.diffusion.examples import Examples
 from gmel.synthesis.diffusion.lowrank import LowRank, Merged, trained_in_low_rank
 from gmel.synthesis.diffusion.training import Training, train
-from gmel.synthesis.diffusion.unet import UNet, UNetSize
+from gmel.synthesis.diffusion.unet import CHANNELS_OF_GROUP, UNet, UNetSize
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
-from gmel.synthesis.diffusion.windows import appearances_of, reduced
-from gmel.synthesis.generator import Arrays, load_generator, save_generator
+from gmel.synthesis.diffusion.windows import SIDE
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means, load_generator, save_generator
 from gmel.synthesis.photo import Photo
 
-__all__ = ["Prior", "adapted", "network_facts", "network_size"]
+__all__ = ["Prior", "adapted", "digest_of", "network_facts", "network_size", "prior_for"]
 
-Preview = Callable[[int, Denoiser], None]
+_SEED = 0
+"""The same good parts give the same prior, whatever the shots that it is adapted to."""
+_REMEMBERED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,29 +47,36 @@ class Prior:
     def fit(
         cls,
         good: Sequence[Photo],
-        seed: int,
         reporter: Reporter,
-        *,
+        training: Training,
+        size: UNetSize,
         scale: int = 1,
-        training: Training | None = None,
-        size: UNetSize | None = None,
-        preview: Preview | None = None,
-        resume: bool = False,
+        means: Means = NO_MEANS,
     ) -> Self:
         """Trains on photos of good parts, of one product or of many.
 
         Raises:
             InputError: there are none, or a checkpoint does not fit.
+            KeyboardInterrupt: after the checkpoint is written, where there is one.
         """
         if not good:
             raise InputError("good: there are no photos of good parts; a prior needs some")
-        key = jax.random.key(seed)
-        denoiser = Denoiser(UNet(size or UNetSize(), 0, key))
-        training = training or Training(steps=1000, decay=0.998, probe_every=100)
-        loss = DenoisingLoss(unlabelled=1.0)
+        training = replace(training, checkpoint=means.checkpoint_of("prior"), facts={"photos": digest_of(good)})
+        denoiser = Denoiser(UNet(size, 0, jax.random.key(_SEED)))
         reporter.stage(f"prior on {len(good)} good parts")
-        examples = _good_windows(good, scale)
-        found = train(denoiser, loss, examples, training, seed, reporter, text="prior", preview=preview, resume=resume)
+        found = train(
+            denoiser,
+            DenoisingLoss(unlabelled=1.0),
+            Examples.of_good(good, scale),
+            training,
+            _SEED,
+            reporter,
+            text="prior",
+            resume=means.resume,
+        )
+        if not found.finished:
+            # Half a prior would be adapted, and kept, without anyone knowing.
+            raise KeyboardInterrupt
         return cls(found.model, scale)
 
     def save(self, path: Path) -> None:
@@ -100,6 +110,47 @@ class Prior:
         return cls(with_weights(template, arrays, "denoiser"), int(facts["scale"]))
 
 
+def prior_for(
+    good: Sequence[Photo],
+    reporter: Reporter,
+    training: Training,
+    size: UNetSize,
+    scale: int,
+    means: Means,
+) -> Prior:
+    """The prior of a file, or of good parts; trained once for the same good parts within a process.
+
+    Raises:
+        InputError: no good parts, or a file that cannot be read, is corrupt, or of another resolution.
+    """
+    if means.prior is not None and means.prior.exists():
+        found = Prior.load(means.prior)
+        if found.scale != scale:
+            raise InputError(f"{means.prior}: trained at scale {found.scale}, this fit has {scale}; train one for it")
+        return found
+    wanted = f"{digest_of(good)} {training} {size} {scale}"
+    if wanted not in _known:
+        while len(_known) >= _REMEMBERED:
+            _known.pop(next(iter(_known)))
+        _known[wanted] = Prior.fit(good, reporter, training, size, scale, means)
+    if means.prior is not None:
+        _known[wanted].save(means.prior)
+    return _known[wanted]
+
+
+_known: dict[str, Prior] = {}
+
+
+def digest_of(photos: Sequence[Photo]) -> str:
+    """What tells these photos and classes from others."""
+    seen = hashlib.sha256()
+    for photo in photos:
+        seen.update(f"{photo.label} {photo.image.shape} {photo.image.dtype}".encode())
+        seen.update(photo.image.tobytes())
+        seen.update(b"" if photo.mask is None else photo.mask.tobytes())
+    return seen.hexdigest()
+
+
 def adapted(
     prior: Denoiser,
     examples: Examples,
@@ -107,9 +158,7 @@ def adapted(
     training: Training,
     seed: int,
     reporter: Reporter,
-    *,
     rank: int = 0,
-    preview: Preview | None = None,
     resume: bool = False,
 ) -> Denoiser:
     """The few-shot adaptation of a prior (or of fresh weights) to the classes of a site.
@@ -122,33 +171,16 @@ def adapted(
         seed: of batches and noise.
         reporter: who is told.
         rank: of the change of each weight; 0 for all weights.
-        preview: called with the number of updates and the denoiser.
         resume: go on from the checkpoint where there is one.
     """
     table = jnp.zeros((classes + 1, prior.net.size.embedding)).at[0].set(prior.net.labels[0])
     start = eqx.tree_at(lambda each: each.net.labels, prior, table)
-    loss = DenoisingLoss()
-    text = "adaptation"
+    loss, text = DenoisingLoss(), "adaptation"
     if not rank:
-        return train(start, loss, examples, training, seed, reporter, text=text, preview=preview, resume=resume).model
+        return train(start, loss, examples, training, seed, reporter, text=text, resume=resume).model
     low = LowRank(start, rank, jax.random.key(seed))
-
-    def show(step: int, model: LowRank[Denoiser]) -> None:
-        if preview is not None:
-            preview(step, model.merged())
-
-    found = train(
-        low,
-        Merged(loss),
-        examples,
-        training,
-        seed,
-        reporter,
-        text=text,
-        trained=trained_in_low_rank,
-        preview=show if preview is not None else None,
-        resume=resume,
-    )
+    marks = trained_in_low_rank
+    found = train(low, Merged(loss), examples, training, seed, reporter, text=text, trained=marks, resume=resume)
     return found.model.merged()
 
 
@@ -175,12 +207,10 @@ def network_size(facts: dict[str, str]) -> UNetSize:
     except (KeyError, ValueError) as error:
         raise InputError(f"the size of the network is missing or wrong ({error}); fit the generator anew") from error
     numbers = (*channels, patch, inputs, outputs, embedding)
-    if not channels or min(numbers) < 1 or max(numbers) > 4096 or len(channels) > 4:
+    sane = 1 <= len(channels) <= 4 and min(numbers) >= 1 and max(numbers) <= 4096
+    size = UNetSize(channels, patch, inputs, outputs, embedding)
+    usual = UNetSize()
+    fits = sane and (inputs, outputs) == (usual.inputs, usual.outputs) and not SIDE % size.multiple
+    if not fits or any(width % CHANNELS_OF_GROUP for width in channels):
         raise InputError(f"the size of the network is {numbers}, which no gmel writes; fit the generator anew")
-    return UNetSize(channels, patch, inputs, outputs, embedding)
-
-
-def _good_windows(good: Sequence[Photo], scale: int) -> Examples:
-    pixels = [reduced(photo.pixels(), scale) for photo in good]
-    sizes = [(photo.image.shape[0], photo.image.shape[1]) for photo in good]
-    return Examples({1: textures(good, appearances_of(pixels, sizes), scale)}, {}, good=1)
+    return size

@@ -42,7 +42,6 @@ class Training:
         decay: of the moving average of the weights, which is what is kept.
         probe_every: updates between two looks at the loss of the average on the probe (the same windows and noise each
             time); the best average is kept. 0 for never: the last is kept.
-        preview_every: updates between two previews; 0 for none.
         checkpoint: where the training is written every `checkpoint_every_s` seconds and when it is interrupted.
         facts: what a checkpoint must say of itself to be resumed.
     """
@@ -54,7 +53,6 @@ class Training:
     clip: float = 1.0
     probe_every: int = 50
     probe: int = 64
-    preview_every: int = 0
     checkpoint: Path | None = None
     checkpoint_every_s: float = 20.0
     facts: dict[str, str] = field(default_factory=dict[str, str])
@@ -99,13 +97,12 @@ def train(
     *,
     text: str,
     trained: Callable[[Model], Any] | None = None,
-    preview: Callable[[int, Model], None] | None = None,
     resume: bool = False,
 ) -> Trained[Model]:
     """Trains a model.
 
-    KeyboardInterrupt ends the training after the update in progress: the checkpoint is written and what there is is
-    returned.
+    Where there is a checkpoint, KeyboardInterrupt ends the training after the update in progress: the checkpoint is
+    written and what there is is returned. Without one it is not caught.
 
     Args:
         model: where it starts.
@@ -116,7 +113,6 @@ def train(
         reporter: who is told.
         text: what this training is, for the reporter.
         trained: marks (true, false) the arrays that are trained, in the structure of the model; all where none.
-        preview: called with the number of updates and the kept average.
         resume: go on from the checkpoint where there is one.
 
     Raises:
@@ -155,12 +151,12 @@ def train(
             # One assignment, so that an interrupt finds either the old loop or the new one.
             loop = following
             reporter.advance(number, training.steps, f"{text}: loss {float(loop.losses[number - 1]):.3f}")
-            if preview is not None and training.preview_every and number % training.preview_every == 0:
-                preview(number, eqx.combine(_kept(loop), still))
             if time.monotonic() - saved > training.checkpoint_every_s:
                 save()
                 saved = time.monotonic()
     except KeyboardInterrupt:
+        if training.checkpoint is None:
+            raise
         reporter.note(f"{text}: interrupted after {int(loop.step)} of {training.steps} updates; these are kept")
     save()
     losses = [float(value) for value in np.asarray(loop.losses)[: int(loop.step)]]

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-__all__ = ["UNet", "UNetSize", "depth_to_space", "flops", "space_to_depth"]
+__all__ = ["CHANNELS_OF_GROUP", "UNet", "UNetSize", "depth_to_space", "flops", "space_to_depth"]
 
-_GROUP = 8
+CHANNELS_OF_GROUP = 8
 """Channels of a group of the group norm."""
 _HEAD = 32
 """Channels of an attention head."""
@@ -107,7 +107,7 @@ class Norm(eqx.Module):
         self, x: Float[Array, "n h w channels"], embedding: Float[Array, "n embedding"]
     ) -> Float[Array, "n h w channels"]:
         n, _, _, channels = x.shape
-        grouped = (n, channels // _GROUP, _GROUP)
+        grouped = (n, channels // CHANNELS_OF_GROUP, CHANNELS_OF_GROUP)
         mean = x.mean((1, 2)).reshape(grouped).mean(-1, keepdims=True)
         square = (x * x).mean((1, 2)).reshape(grouped).mean(-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-5)

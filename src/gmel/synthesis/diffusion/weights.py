@@ -10,7 +10,7 @@ import numpy as np
 from gmel.scenario.errors import InputError
 from gmel.synthesis.generator import Arrays
 
-__all__ = ["named_weights", "size_mb", "with_weights"]
+__all__ = ["named_weights", "with_weights"]
 
 Model = TypeVar("Model", bound=eqx.Module)
 
@@ -40,8 +40,3 @@ def with_weights(template: Model, arrays: Arrays, prefix: str) -> Model:
         found.append(jnp.asarray(array))
     weights = jax.tree_util.tree_unflatten(structure, found)
     return eqx.combine(weights, template)
-
-
-def size_mb(model: eqx.Module) -> float:
-    """Megabytes of the weights."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array))) / 1e6

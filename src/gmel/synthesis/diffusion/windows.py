@@ -1,10 +1,9 @@
 """Normalised windows of photos: what the networks see, and what is kept beside them to go back to grey values.
 
 A photo is its appearance, two slow fields of local mean and local contrast, and a field of texture with zero mean and
-unit
-contrast: pixels = mean + contrast x texture. A network trained on the texture alone need not learn how bright a class
-is, which a handful of photos cannot teach it; the appearance is resampled from those photos. A class whose contrast is
-its mark can be kept whole: then its appearance is one mean and one contrast for the class.
+unit contrast: pixels = mean + contrast x texture. A network trained on the texture alone need not learn how bright a
+class is, which a handful of photos cannot teach it; the appearance is resampled from those photos. A class whose
+contrast is its mark can be kept whole: then its appearance is one mean and one contrast for the class.
 
 Where a defect is drawn on a good part, mean and contrast are those of the known background around it.
 """
