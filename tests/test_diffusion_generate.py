@@ -160,13 +160,12 @@ def test_an_interrupt_is_kept_where_asked_and_goes_on_to_the_same_generator(tmp_
     reporter = Impatient("adaptation", 2)
     part = Generate.fit(shots, good, 0, reporter, means, PLAN)
     assert "adaptation: interrupted after 2 of 6 updates; these are kept" in reporter.notes
+    with pytest.raises(InputError, match="photos is"):
+        Generate.fit(pitted_plates(2), good, 0, Silent(), replace(means, resume=True), PLAN)
     resumed = Generate.fit(shots, good, 0, Silent(), replace(means, resume=True), PLAN)
     leaf = "denoiser.net.leave.weight"
     np.testing.assert_array_equal(resumed.state()[0][leaf], straight.state()[0][leaf])
     assert (part.state()[0][leaf] != straight.state()[0][leaf]).any()
-    with pytest.raises(InputError, match="photos is"):
-        Generate.fit(pitted_plates(2), good, 0, Silent(), replace(means, resume=True), PLAN)
-    means.forget()
     assert [path.name for path in tmp_path.iterdir()] == ["prior"]
 
 

@@ -10,7 +10,7 @@ from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_c
 from gmel.synthesis.data.splits import few_shot_split
 from gmel.synthesis.data.write import check_folder, write_dataset
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
-from gmel.synthesis.generator import Generator, load_generator
+from gmel.synthesis.generator import Generator, Means, load_generator
 from gmel.synthesis.modes import MODES, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.report import write_report
@@ -21,7 +21,16 @@ _MOST_SAMPLES = 100_000
 
 
 def fit_generator(
-    folder: Path, mode: str, layout: str, good: str, shots: int | None, seed: int, out: Path, reporter: Reporter
+    folder: Path,
+    mode: str,
+    layout: str,
+    good: str,
+    shots: int | None,
+    seed: int,
+    out: Path,
+    reporter: Reporter,
+    prior: Path | None = None,
+    resume: bool = False,
 ) -> Generator:
     """A generator that has learned from a folder.
 
@@ -33,11 +42,15 @@ def fit_generator(
         seed: of the choice of shots and of the mode.
         out: where it will be written; checked before the work.
         reporter: told how it goes on.
+        prior: file of the label-free prior, for modes with a network (see `Means`).
+        resume: go on from what an interrupted fit has left beside `out`.
 
     Raises:
         InputError: the folder, the mode or the place to write cannot be used.
     """
     kind = mode_named(mode)
+    if prior is not None:
+        _check_prior(prior)
     if out.is_dir() or not out.resolve().parent.is_dir():
         raise InputError(f"{out}: a file in a folder that exists is needed, for instance generator.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
@@ -48,7 +61,12 @@ def fit_generator(
         split = few_shot_split(dataset, shots, seed)
         chosen, parts = list(split.shots), list(split.good)
     reporter.stage(f"fitting {mode} on {len(chosen)} photos of defects and {len(parts)} good parts")
-    return kind.fit(chosen, parts, seed, reporter)
+    return kind.fit(chosen, parts, seed, reporter, Means(prior, out, resume))
+
+
+def _check_prior(prior: Path) -> None:
+    if prior.is_dir() or not prior.resolve().parent.is_dir():
+        raise InputError(f"{prior}: a file in a folder that exists is needed, for instance prior.safetensors")
 
 
 def draw_samples(
@@ -75,9 +93,14 @@ def draw_samples(
     wanted = [name.strip() for name in labels.split(",") if name.strip()] or list(made.labels)
     photos: list[Photo] = []
     reporter.stage(f"drawing {count} photos of {len(wanted)} classes")
-    for place, label in enumerate(wanted):
-        photos += made.sample(label, count, seed, steps)
-        reporter.advance(place + 1, len(wanted), f"{label}: {count} photos")
+    try:
+        for place, label in enumerate(wanted):
+            photos += made.sample(label, count, seed, steps)
+            reporter.advance(place + 1, len(wanted), f"{label}: {count} photos")
+    except KeyboardInterrupt:
+        if not photos:
+            raise
+        reporter.note(f"interrupted: {len(photos)} photos of the classes that were done are written")
     write_dataset(Dataset(out.name, tuple(photos)), out, reporter)
     reporter.note(f"photos in {out}")
     if sheet is not None:
@@ -95,6 +118,7 @@ def run_experiment(
     out: Path,
     resume: bool,
     reporter: Reporter,
+    prior: Path | None = None,
 ) -> Experiment:
     """Evaluates on a folder (or the built-in set) and leaves `experiment.json` and `report.html`.
 
@@ -106,6 +130,8 @@ def run_experiment(
         raise InputError("evaluate: give a folder with photos, or --builtin, one of the two")
     if settings.draws < 1:
         raise InputError(f"draws is {settings.draws}; must be 1 or more (10 for a claim)")
+    if prior is not None:
+        _check_prior(prior)
     target = out / "experiment.json"
     kept = None
     if target.exists():
@@ -128,7 +154,7 @@ def run_experiment(
         except OSError as error:
             raise InputError(f"{target}: cannot be written ({error.strerror}); --resume goes on from there") from error
 
-    found, sheets = evaluate(dataset, settings, reporter, kept, save)
+    found, sheets = evaluate(dataset, settings, reporter, kept, save, Means(prior))
     write_report(out / "report.html", found, sheets)
     reporter.note(f"report in {out / 'report.html'}")
     return found

@@ -115,8 +115,10 @@ class Generate:
         reporter.stage(f"adaptation to {len(shots)} shots of {len(looks.labels)} classes")
         examples = Examples.of(shots, good, looks)
         rank = 0 if prior is None else plan.rank
-        denoiser = adapted(start, examples, len(looks.classes), training, seed, reporter, rank, means.resume)
-        return cls(denoiser, looks, plan.solver, plan.guidance)
+        found = adapted(start, examples, len(looks.classes), training, seed, reporter, rank, means.resume)
+        if found.finished:
+            means.forget()
+        return cls(found.model, looks, plan.solver, plan.guidance)
 
     @property
     def labels(self) -> tuple[str, ...]:

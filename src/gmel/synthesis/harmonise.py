@@ -115,6 +115,7 @@ class Harmonise(Compose):
         plan = plan or Plan()
         composed = Compose.fit(shots, good, seed, reporter)
         prior = prior_for(good, reporter, plan.prior, plan.size, plan.scale, means)
+        means.forget()
         return cls(composed.shots, composed.good, prior, Sensor.fit(good))
 
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:

@@ -35,7 +35,7 @@ from gmel.synthesis.generate import checked_steps
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
 
-__all__ = ["Chain", "ContrastiveLoss", "EnergyNet", "Langevin", "LangevinPlan", "stationary_variance", "walk"]
+__all__ = ["Chain", "ContrastiveLoss", "EnergyNet", "Langevin", "LangevinPlan", "walk"]
 
 Slope = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 _START = 1.0
@@ -56,21 +56,11 @@ class Chain:
     bound: float = 6.0
 
 
-def stationary_variance(chain: Chain, variance: float) -> float:
-    """Stationary variance of the chain for the energy x^2 / (2 variance), a Gaussian.
-
-    The chain is x <- (1 - a) x + temperature step n with a = step^2 / (2 variance), an autoregression of order one. As
-    the step falls the variance goes to temperature^2 variance: without the correction of Metropolis a long step widens
-    it.
-    """
-    decay = 1.0 - chain.step**2 / (2.0 * variance)
-    return (chain.temperature * chain.step) ** 2 / (1.0 - decay**2)
-
-
 def walk(
     slope: Slope, x: Float[Array, "*shape"], noise: Float[Array, "steps *shape"], chain: Chain
 ) -> Float[Array, "*shape"]:
-    """Langevin dynamics.
+    """Langevin dynamics without the correction of Metropolis: on the energy x^2 / (2 v) its stationary variance is
+    temperature^2 v / (1 - step^2 / (4 v)), wider than temperature^2 v by the length of the step.
 
     Args:
         slope: gradient of the energy.
@@ -232,6 +222,8 @@ class Langevin:
         training = replace(plan.training, checkpoint=means.checkpoint_of("energy"), facts=facts)
         examples = Examples.of(shots, good, looks)
         found = train(net, plan.loss, examples, training, seed, reporter, text="energy", resume=means.resume)
+        if found.finished:
+            means.forget()
         return cls(found.model, looks, plan.loss.chain)
 
     @property

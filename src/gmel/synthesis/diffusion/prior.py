@@ -15,7 +15,7 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.diffusion.edm import Denoiser, DenoisingLoss
 from gmel.synthesis.diffusion.examples import Examples
 from gmel.synthesis.diffusion.lowrank import LowRank, Merged, trained_in_low_rank
-from gmel.synthesis.diffusion.training import Training, train
+from gmel.synthesis.diffusion.training import Trained, Training, train
 from gmel.synthesis.diffusion.unet import CHANNELS_OF_GROUP, UNet, UNetSize
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
 from gmel.synthesis.diffusion.windows import SIDE
@@ -160,7 +160,7 @@ def adapted(
     reporter: Reporter,
     rank: int = 0,
     resume: bool = False,
-) -> Denoiser:
+) -> Trained[Denoiser]:
     """The few-shot adaptation of a prior (or of fresh weights) to the classes of a site.
 
     Args:
@@ -177,11 +177,11 @@ def adapted(
     start = eqx.tree_at(lambda each: each.net.labels, prior, table)
     loss, text = DenoisingLoss(), "adaptation"
     if not rank:
-        return train(start, loss, examples, training, seed, reporter, text=text, resume=resume).model
+        return train(start, loss, examples, training, seed, reporter, text=text, resume=resume)
     low = LowRank(start, rank, jax.random.key(seed))
     marks = trained_in_low_rank
     found = train(low, Merged(loss), examples, training, seed, reporter, text=text, trained=marks, resume=resume)
-    return found.model.merged()
+    return Trained(found.model.merged(), found.losses, found.finished, found.wall_s)
 
 
 def network_facts(size: UNetSize) -> dict[str, str]:
