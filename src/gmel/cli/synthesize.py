@@ -12,6 +12,11 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Few-shot synthesis of defects: photos, generators, detectors.", no_args_is_help=True)
 
+Prior = Annotated[
+    Path | None,
+    typer.Option(help="File of the prior on good parts, for modes with a network: read, or trained and written."),
+]
+
 
 @app.callback()
 def _synthesize() -> None:  # pyright: ignore[reportUnusedFunction]
@@ -66,18 +71,20 @@ def data(
 def fit(
     folder: Annotated[Path, typer.Argument(help="The folder with photos of defects and good parts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of the generator, .safetensors.")],
-    mode: Annotated[str, typer.Option(help="Mode of synthesis, for instance compose.")] = "compose",
+    mode: Annotated[str, typer.Option(help="Mode of synthesis: compose, harmonise, generate or langevin.")] = "compose",
     layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
     good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
     shots: Annotated[int | None, typer.Option(help="Learn from so many photos of each class; default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    prior: Prior = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted fit has left.")] = False,
 ) -> None:
     """Fit a generator on the photos of a folder."""
     from gmel.synthesis.fitting import fit_generator  # noqa: PLC0415
     from gmel.synthesis.generator import save_generator  # noqa: PLC0415
 
     with ConsoleReporter() as reporter:
-        generator = fit_generator(folder, mode, layout, good, shots, seed, out, reporter)
+        generator = fit_generator(folder, mode, layout, good, shots, seed, out, reporter, prior, resume)
         save_generator(out, generator)
         size = out.stat().st_size
         reporter.note(f"{mode} of {', '.join(generator.labels)} in {out} ({size / 1e6:.1f} MB)")
@@ -118,6 +125,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Of the split into test and rest.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for experiment.json and report.html.")] = Path("runs/synthesis"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
+    prior: Prior = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the experiment as JSON.")] = False,
 ) -> None:
     """Measure what synthesis is worth on a data set: detectors with and without it, on the same test photos."""
@@ -129,7 +137,7 @@ def evaluate(
 
     settings = Settings(shots, draws, modes_named(modes), test_per_class, SPLIT_SEED if seed is None else seed)
     with ConsoleReporter() as reporter:
-        found = run_experiment(folder, builtin, layout, good, crop, settings, out, resume, reporter)
+        found = run_experiment(folder, builtin, layout, good, crop, settings, out, resume, reporter, prior)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))
 
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.augment import dihedral
-from gmel.synthesis.generator import Arrays
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import GOOD, Floats, Photo, labels_of
 
 __all__ = ["Compose", "Cut", "cut_out"]
@@ -105,13 +105,15 @@ class Compose:
             self._grounds.setdefault(photo.site, []).append(photo)
 
     @classmethod
-    def fit(cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter) -> Self:
+    def fit(
+        cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter, means: Means = NO_MEANS
+    ) -> Self:
         """Keeps the shots that have a mask, and the good parts.
 
         Raises:
             InputError: no good parts, or no masks.
         """
-        del seed, reporter
+        del seed, reporter, means
         masked = [photo for photo in shots if photo.label != GOOD and photo.mask is not None and photo.mask.any()]
         if not good:
             raise InputError("compose: no good parts; put photos without a defect into the folder `good/`")
@@ -142,6 +144,10 @@ class Compose:
 
         Beside composed defects a detector could learn the blend instead of the defect; these are blends without one.
         """
+        return [replace(photo, mask=None) for photo in self._shams(count, seed)]
+
+    def _shams(self, count: int, seed: int) -> list[Photo]:
+        """With the masks of the pieces."""
         made: list[Photo] = []
         for number in range(count):
             random = np.random.default_rng((seed, number))
@@ -166,7 +172,7 @@ class Compose:
         return target.having(
             pixels,
             label=label,
-            mask=None if label == GOOD else mask,
+            mask=mask,
             template=target.image if target.template is None else target.template,
             group="",
             name=f"{self.mode} {label} {number}",

@@ -23,6 +23,7 @@ from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.scores import METRICS, Scores, score
 from gmel.synthesis.fidelity import fidelity
 from gmel.synthesis.gate import Decision, decide
+from gmel.synthesis.generator import NO_MEANS, Means
 from gmel.synthesis.lesson import Lesson, prepare, set_aside, variants_of_good
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.rows import CLASSIC, NONE, Choice, Heads, fit_heads
@@ -71,6 +72,7 @@ def evaluate(
     reporter: Reporter,
     kept: Experiment | None = None,
     save: Callable[[Experiment], None] | None = None,
+    means: Means = NO_MEANS,
 ) -> tuple[Experiment, dict[str, list[Photo]]]:
     """Runs the experiment.
 
@@ -80,6 +82,7 @@ def evaluate(
         reporter: told how it goes on.
         kept: what an interrupted run has left; its draws are not repeated.
         save: called after every draw.
+        means: files that modes may use.
 
     Returns:
         The experiment, and samples of every mode from the first draw (empty where that was kept).
@@ -116,6 +119,7 @@ def evaluate(
             settings.copies,
             settings.per_shot,
             good_rows=good_rows,
+            means=means,
         )
         entry = _draw(lesson, split, book)
         if draw == 0:

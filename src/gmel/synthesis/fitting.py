@@ -17,7 +17,7 @@ from gmel.synthesis.data.splits import few_shot_split
 from gmel.synthesis.data.write import check_folder, write_dataset
 from gmel.synthesis.detector_file import Finding, load_detector, save_detector, train_detector
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
-from gmel.synthesis.generator import Generator, load_generator
+from gmel.synthesis.generator import Generator, Means, load_generator
 from gmel.synthesis.modes import MODES, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.report import write_report
@@ -36,7 +36,16 @@ _MOST_SAMPLES = 100_000
 
 
 def fit_generator(
-    folder: Path, mode: str, layout: str, good: str, shots: int | None, seed: int, out: Path, reporter: Reporter
+    folder: Path,
+    mode: str,
+    layout: str,
+    good: str,
+    shots: int | None,
+    seed: int,
+    out: Path,
+    reporter: Reporter,
+    prior: Path | None = None,
+    resume: bool = False,
 ) -> Generator:
     """A generator that has learned from a folder.
 
@@ -48,11 +57,15 @@ def fit_generator(
         seed: of the choice of shots and of the mode.
         out: where it will be written; checked before the work.
         reporter: told how it goes on.
+        prior: file of the label-free prior, for modes with a network (see `Means`).
+        resume: go on from what an interrupted fit has left beside `out`.
 
     Raises:
         InputError: the folder, the mode or the place to write cannot be used.
     """
     kind = mode_named(mode)
+    if prior is not None:
+        _check_prior(prior)
     _check_file(out)
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
@@ -62,7 +75,12 @@ def fit_generator(
         split = few_shot_split(dataset, shots, seed)
         chosen, parts = list(split.shots), list(split.good)
     reporter.stage(f"fitting {mode} on {len(chosen)} photos of defects and {len(parts)} good parts")
-    return kind.fit(chosen, parts, seed, reporter)
+    return kind.fit(chosen, parts, seed, reporter, Means(prior, out, resume))
+
+
+def _check_prior(prior: Path) -> None:
+    if prior.is_dir() or not prior.resolve().parent.is_dir():
+        raise InputError(f"{prior}: a file in a folder that exists is needed, for instance prior.safetensors")
 
 
 def _check_file(out: Path) -> None:
@@ -201,9 +219,14 @@ def draw_samples(
     wanted = [name.strip() for name in labels.split(",") if name.strip()] or list(made.labels)
     photos: list[Photo] = []
     reporter.stage(f"drawing {count} photos of {len(wanted)} classes")
-    for place, label in enumerate(wanted):
-        photos += made.sample(label, count, seed, steps)
-        reporter.advance(place + 1, len(wanted), f"{label}: {count} photos")
+    try:
+        for place, label in enumerate(wanted):
+            photos += made.sample(label, count, seed, steps)
+            reporter.advance(place + 1, len(wanted), f"{label}: {count} photos")
+    except KeyboardInterrupt:
+        if not photos:
+            raise
+        reporter.note(f"interrupted: {len(photos)} photos of the classes that were done are written")
     write_dataset(Dataset(out.name, tuple(photos)), out, reporter)
     reporter.note(f"photos in {out}")
     if sheet is not None:
@@ -221,6 +244,7 @@ def run_experiment(
     out: Path,
     resume: bool,
     reporter: Reporter,
+    prior: Path | None = None,
 ) -> Experiment:
     """Evaluates on a folder (or the built-in set) and leaves `experiment.json` and `report.html`.
 
@@ -232,6 +256,8 @@ def run_experiment(
         raise InputError("evaluate: give a folder with photos, or --builtin, one of the two")
     if settings.draws < 1:
         raise InputError(f"draws is {settings.draws}; must be 1 or more (10 for a claim)")
+    if prior is not None:
+        _check_prior(prior)
     target = out / "experiment.json"
     kept = None
     if target.exists():
@@ -254,7 +280,7 @@ def run_experiment(
         except OSError as error:
             raise InputError(f"{target}: cannot be written ({error.strerror}); --resume goes on from there") from error
 
-    found, sheets = evaluate(dataset, settings, reporter, kept, save)
+    found, sheets = evaluate(dataset, settings, reporter, kept, save, Means(prior))
     write_report(out / "report.html", found, sheets)
     reporter.note(f"report in {out / 'report.html'}")
     return found

@@ -4,11 +4,12 @@ A mode learns from the shots of one site (3 to 10 photos a class) and its good p
 demand. Modes are the heterogeneous generation tasks of the offloading problem: the same interface, another cost law.
 """
 
+import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,17 @@ from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.synthesis.photo import Photo
 
-__all__ = ["FORMAT", "Arrays", "CostLaw", "Generator", "load_generator", "save_generator"]
+__all__ = [
+    "FORMAT",
+    "NO_MEANS",
+    "Arrays",
+    "CostLaw",
+    "Generator",
+    "Means",
+    "Shamming",
+    "load_generator",
+    "save_generator",
+]
 
 FORMAT = 1
 Arrays = dict[str, NDArray[Any]]
@@ -50,6 +61,46 @@ class CostLaw:
         return self.gflop * steps * images
 
 
+@dataclass(frozen=True)
+class Means:
+    """Files that a fit may use, where its mode trains a network.
+
+    Attributes:
+        prior: file of the label-free prior: read where it is there, else trained on the good parts and written.
+        checkpoint: stem of the files that an interrupted training leaves; with it, an interrupt ends the training and
+            what was learned so far is used, without it there is nothing to keep and the interrupt goes through.
+        resume: go on from these files where they are there.
+    """
+
+    prior: Path | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    def checkpoint_of(self, part: str) -> Path | None:
+        """The file of one training, for instance `STEM.prior.checkpoint`."""
+        return (
+            None if self.checkpoint is None else self.checkpoint.with_name(f"{self.checkpoint.name}.{part}.checkpoint")
+        )
+
+    def forget(self) -> None:
+        """Removes the checkpoints of a fit that is done."""
+        if self.checkpoint is not None:
+            for path in self.checkpoint.parent.glob(f"{glob.escape(self.checkpoint.name)}.*.checkpoint"):
+                path.unlink()
+
+
+NO_MEANS = Means()
+
+
+@runtime_checkable
+class Shamming(Protocol):
+    """A mode that also makes good parts with the traces of its work, but without a defect."""
+
+    def sham(self, count: int, seed: int) -> list[Photo]:
+        """`count` photos labelled as good parts; a detector that sees them cannot take the traces for the defect."""
+        ...
+
+
 class Generator(Protocol):
     """One mode of synthesis.
 
@@ -64,8 +115,17 @@ class Generator(Protocol):
     shares_photos: ClassVar[bool]
 
     @classmethod
-    def fit(cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter) -> Self:
+    def fit(
+        cls, shots: Sequence[Photo], good: Sequence[Photo], seed: int, reporter: Reporter, means: Means = NO_MEANS
+    ) -> Self:
         """Learns from a site's shots and its good parts (which may be none).
+
+        Args:
+            shots: photos of defects.
+            good: photos of good parts.
+            seed: of all that is random.
+            reporter: told how it goes on.
+            means: files; for modes that train.
 
         Raises:
             InputError: the mode needs what the photos lack (masks, good parts), by name and with the remedy.

@@ -8,9 +8,8 @@ import numpy as np
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.augment import augmented
-from gmel.synthesis.compose import Compose
 from gmel.synthesis.detector.features import Extractor, FeatureBook
-from gmel.synthesis.generator import Generator
+from gmel.synthesis.generator import NO_MEANS, Generator, Means, Shamming
 from gmel.synthesis.modes import mode_named
 from gmel.synthesis.photo import GOOD, Floats, Photo
 from gmel.synthesis.rows import Rows, joined
@@ -61,7 +60,9 @@ class Samples:
         extractor: Extractor,
         seed: int,
         reporter: Reporter,
+        means: Means = NO_MEANS,
     ) -> None:
+        self._means = means
         self.mode, self._shots, self._good = mode, tuple(shots), tuple(good)
         self._per_shot, self._extractor, self._seed, self._reporter = per_shot, extractor, seed, reporter
         self.generator, self.photos, self.rows = self._fitted(self._shots)
@@ -79,16 +80,17 @@ class Samples:
                 self._known[held] = self.rows.without(held)
             else:
                 rest = [photo for photo in self._shots if photo.name not in held]
-                self._known[held] = self._fitted(rest)[2]
+                nothing = self.rows.where(np.zeros(len(self.rows), np.bool_))
+                self._known[held] = self._fitted(rest)[2] if rest else nothing
         return self._known[held]
 
     def _fitted(self, shots: Sequence[Photo]) -> tuple[Generator, list[Photo], Rows]:
-        generator = self.mode.fit(shots, self._good, self._seed, self._reporter)
+        generator = self.mode.fit(shots, self._good, self._seed, self._reporter, self._means)
         photos: list[Photo] = []
         for label in generator.labels:
             count = self._per_shot * sum(photo.label == label for photo in shots)
             photos += generator.sample(label, count, self._seed)
-        if isinstance(generator, Compose):
+        if isinstance(generator, Shamming):
             photos += generator.sham(_SHAM_FOR_SHOTS * len(shots), self._seed)
         # Like shots, samples are turned, cropped and lit anew: a detector must not learn that only shots are.
         return generator, photos, rows_of(augmented(photos, 1, self._seed), self._extractor)
@@ -116,6 +118,7 @@ def prepare(
     per_shot: int = 8,
     judging: float = 0.25,
     good_rows: Rows | None = None,
+    means: Means = NO_MEANS,
 ) -> Lesson:
     """The lesson of a draw.
 
@@ -129,6 +132,7 @@ def prepare(
         per_shot: samples of a mode for each shot.
         judging: share of the good parts that is kept for thresholds and the gate.
         good_rows: of augmented variants of the good parts that are learned from, where they are at hand.
+        means: files that modes may use.
     """
     learned, judges = set_aside(good, judging)
     varied = rows_of(augmented(shots, copies, seed), book.extractor)
@@ -137,7 +141,8 @@ def prepare(
     refused: dict[str, str] = {}
     for mode in modes:
         try:
-            samples[mode] = Samples(mode_named(mode), shots, learned, per_shot, book.extractor, seed, reporter)
+            kind = mode_named(mode)
+            samples[mode] = Samples(kind, shots, learned, per_shot, book.extractor, seed, reporter, means)
         except InputError as error:
             refused[mode] = str(error)
     return Lesson(rows_of([*shots, *learned], book), classic, rows_of(judges, book), samples, refused)

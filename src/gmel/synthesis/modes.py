@@ -10,6 +10,9 @@ __all__ = ["MODES", "mode_named", "modes_named"]
 
 MODES: dict[str, tuple[str, str]] = {
     "compose": ("gmel.synthesis.compose", "Compose"),
+    "harmonise": ("gmel.synthesis.harmonise", "Harmonise"),
+    "generate": ("gmel.synthesis.generate", "Generate"),
+    "langevin": ("gmel.synthesis.langevin", "Langevin"),
 }
 """Where each mode is; imported when asked for, since some need JAX."""
 

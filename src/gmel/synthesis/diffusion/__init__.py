@@ -1,0 +1,1 @@
+"""Diffusion on windows of photos: network, preconditioning, samplers, windows, training."""

@@ -1,0 +1,148 @@
+"""Mode `harmonise`: defects that were composed onto good parts, drawn over by a few steps from low noise (SDEdit,
+arXiv 2108.01073), so that seams and false light at their edge go. Only the pixels around the edge change.
+
+The denoiser has seen good parts alone: it knows how a surface goes on, and nothing of the shots. So a photo holds
+nothing of any shot but the one that its defect was cut from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from gmel.evaluation.progress import Reporter
+from gmel.scenario.errors import InputError
+from gmel.synthesis.compose import Compose
+from gmel.synthesis.diffusion.drawing import Drawing, finished, redrawn
+from gmel.synthesis.diffusion.prior import Prior, prior_for
+from gmel.synthesis.diffusion.samplers import karras_sigmas
+from gmel.synthesis.diffusion.stitching import draw_fields
+from gmel.synthesis.diffusion.windows import Box, Mask, dilated, field_box, reduced_mask, shapes
+from gmel.synthesis.generate import SIGMA_LOW, Plan, checked_steps
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means
+from gmel.synthesis.photo import Photo
+from gmel.synthesis.sensor import Sensor
+
+__all__ = ["EDGE", "SIGMA", "Harmonise", "harmonised"]
+
+SIGMA = 0.2
+"""Noise from which an edge is drawn anew, in contrasts: enough to melt it, too little to change what is there."""
+EDGE = 3
+"""Pixels on each side of the edge of a defect that change."""
+_SIGMA_MOST = 5.0
+
+
+def harmonised(
+    photos: Sequence[Photo], prior: Prior, sensor: Sensor, seed: int, steps: int, sigma: float = SIGMA
+) -> list[Photo]:
+    """Composed photos drawn over at the edges of their defects; all other pixels stay as they are, bit for bit.
+
+    Args:
+        photos: photos with masks of their defects.
+        prior: what draws.
+        sensor: of the photos.
+        seed: of the noise; a photo's noise depends on the seed and its place in `photos` only.
+        steps: evaluations of the network for each defect.
+        sigma: noise to start from, in contrasts.
+
+    Raises:
+        InputError: a photo without a mask, or noise that is not above the lowest level.
+    """
+    if not SIGMA_LOW < sigma <= _SIGMA_MOST:
+        raise InputError(f"sigma is {sigma}, must be above {SIGMA_LOW} and at most {_SIGMA_MOST}")
+    sigmas = karras_sigmas(steps, SIGMA_LOW, sigma)
+    current = list(photos)
+    streams = [np.random.default_rng((seed, index)) for index in range(len(current))]
+    places = [_places(photo, prior.scale) for photo in current]
+    # Defects of one photo may lie near each other: they are drawn one after the other, photos together.
+    for turn in range(max((len(boxes) for _, boxes in places), default=0)):
+        chosen = [index for index, (_, boxes) in enumerate(places) if turn < len(boxes)]
+        drawings: list[Drawing] = []
+        for index in chosen:
+            (mask, boxes), rng = places[index], streams[index]
+            box = field_box(boxes[turn], (mask.shape[0], mask.shape[1]), rng)
+            defect = box.of(mask)
+            edge = dilated(defect, EDGE) & dilated(~defect, EDGE)
+            drawings.append(redrawn(current[index], box, edge, mask, 0, prior.scale, sensor, rng, blank=False))
+        made = finished(
+            drawings,
+            [streams[index] for index in chosen],
+            lambda fields: draw_fields(prior.denoiser, fields, sigmas),
+        )
+        for index, photo in zip(chosen, made, strict=True):
+            current[index] = replace(photo, mask=photos[index].mask)
+    return current
+
+
+def _places(photo: Photo, scale: int) -> tuple[Mask, list[Box]]:
+    mask = reduced_mask(photo.mask, scale)
+    if mask is None:
+        raise InputError(f"{photo.name or photo.label}: has no mask of the defect; harmonise needs one")
+    return mask, shapes(mask)
+
+
+class Harmonise(Compose):
+    """Composes, then draws over (see the module).
+
+    Attributes:
+        prior: of good parts.
+        sensor: of good parts.
+    """
+
+    mode: ClassVar[str] = "harmonise"
+    default_steps: ClassVar[int] = 4
+
+    def __init__(self, shots: Sequence[Photo], good: Sequence[Photo], prior: Prior, sensor: Sensor) -> None:
+        super().__init__(shots, good)
+        self.prior, self.sensor = prior, sensor
+
+    @classmethod
+    def fit(
+        cls,
+        shots: Sequence[Photo],
+        good: Sequence[Photo],
+        seed: int,
+        reporter: Reporter,
+        means: Means = NO_MEANS,
+        plan: Plan | None = None,
+    ) -> Self:
+        """Keeps the shots that have a mask, and trains a prior on the good parts where no file has one.
+
+        Raises:
+            InputError: no good parts, no masks, or files that do not fit.
+        """
+        plan = plan or Plan()
+        composed = Compose.fit(shots, good, seed, reporter)
+        prior = prior_for(good, reporter, plan.prior, plan.size, plan.scale, means)
+        means.forget()
+        return cls(composed.shots, composed.good, prior, Sensor.fit(good))
+
+    def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
+        """`count` good parts, each with a defect of the class.
+
+        Raises:
+            InputError: a class that it has not learned, or steps that are not from 1 to 50.
+        """
+        steps = checked_steps(self.default_steps if steps is None else steps)
+        return harmonised(super().sample(label, count, seed), self.prior, self.sensor, seed, steps)
+
+    def sham(self, count: int, seed: int) -> list[Photo]:
+        """`count` good parts with a piece of another good part, harmonised as a defect would be."""
+        made = harmonised(self._shams(count, seed), self.prior, self.sensor, seed, self.default_steps)
+        return [replace(photo, mask=None) for photo in made]
+
+    def state(self) -> tuple[Arrays, dict[str, str]]:
+        """The photos, the prior and the sensor."""
+        (arrays, facts), (weights, size) = super().state(), self.prior.state()
+        return {**arrays, **weights, **self.sensor.state()}, {**facts, **size}
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, facts: dict[str, str]) -> Self:
+        """The generator of a state.
+
+        Raises:
+            InputError: an array or a fact is missing or wrong.
+        """
+        composed = Compose.from_state(arrays, facts)
+        return cls(composed.shots, composed.good, Prior.from_state(arrays, facts), Sensor.from_state(arrays))
