@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# No test fails because the machine is busy.
+settings.register_profile("gmel", deadline=None)
+settings.load_profile("gmel")
 
 # Before JAX is imported. Commands that tests start inherit it, unless they set their own.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))

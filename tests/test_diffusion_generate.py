@@ -169,6 +169,7 @@ def test_an_interrupt_is_kept_where_asked_and_goes_on_to_the_same_generator(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["prior"]
 
 
+@pytest.mark.slow
 def test_low_rank_adaptation_changes_the_prior_by_few_ranks() -> None:
     good = good_plates(8)
     full = Generate.fit(rough_plates(2), good, 0, Silent(), plan=PLAN)

@@ -228,6 +228,7 @@ def test_impossible_levels_are_named(old: str, new: str, part: str | None) -> No
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_steps_can_be_chosen_for_the_requests_of_a_trace() -> None:
     text = to_toml(load_scenario("factory")).replace("[tasks]\n", "[tasks]\nstep_options = [10.0, 20.0]\n")
     environment = build_environments(parse_scenario(text, "steps")).test
