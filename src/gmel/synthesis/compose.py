@@ -9,7 +9,7 @@ many places. Masks say what a defect is; boxes do where nobody drew one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,6 +187,8 @@ class Compose:
                 arrays[f"{kind}.{number}.image"] = photo.image
                 if photo.mask is not None:
                     arrays[f"{kind}.{number}.mask"] = photo.mask
+                if photo.template is not None:
+                    arrays[f"{kind}.{number}.template"] = photo.template
                 facts[f"{kind}.{number}.label"] = photo.label
                 facts[f"{kind}.{number}.name"] = photo.name
                 facts[f"{kind}.{number}.site"] = photo.site
@@ -207,9 +209,32 @@ class Compose:
             ]
 
         try:
-            return cls(photos("shot", facts["shots"]), photos("good", facts["good"]))
+            found = {"shot": photos("shot", facts["shots"]), "good": photos("good", facts["good"])}
         except (KeyError, ValueError) as error:
             raise InputError(f"compose: the file lacks {error}; fit the generator anew") from error
+        shots, good = (
+            [_whole(photo, arrays.get(f"{kind}.{number}.template")) for number, photo in enumerate(own)]
+            for kind, own in found.items()
+        )
+        if not shots or not good:
+            raise InputError("compose: the file holds no shots or no good parts; fit the generator anew")
+        return cls(shots, good)
+
+
+def _whole(photo: Photo, template: NDArray[Any] | None) -> Photo:
+    """The photo of a file with its template, each array of it checked."""
+    shape, grey = photo.image.shape, (np.dtype(np.uint8), np.dtype(np.uint16))
+    for name, array, kinds in (
+        ("image", photo.image, grey),
+        ("mask", photo.mask, (np.dtype(np.bool_),)),
+        ("template", template, grey),
+    ):
+        if array is not None and (
+            array.ndim != 2 or array.shape != shape or not array.size or array.dtype not in kinds
+        ):
+            what = f"{array.dtype} {list(array.shape)}"
+            raise InputError(f"compose: {photo.name}: {name} is {what}, a grey photo was expected; fit it anew")
+    return replace(photo, template=template)
 
 
 def warped(cut: Cut, random: np.random.Generator) -> Cut:
@@ -230,19 +255,32 @@ def warped(cut: Cut, random: np.random.Generator) -> Cut:
     return replace(cut, pixels=moved, mask=mask_now)
 
 
+def _fitting(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of a cut that fit into a photo of the shape and hold some of the defect."""
+    kept = [min(side, room) for side, room in zip(mask.shape, shape, strict=True)]
+
+    def around(centre: Sequence[int]) -> tuple[slice, slice]:
+        top, left = (
+            max(0, min(at - own // 2, side - own)) for at, own, side in zip(centre, kept, mask.shape, strict=True)
+        )
+        return slice(top, top + kept[0]), slice(left, left + kept[1])
+
+    middle = [side // 2 for side in mask.shape]
+    keep = around(middle)
+    if mask[keep].any() or not mask.any():
+        return keep
+    places = np.argwhere(mask)
+    return around(places[np.argmin(np.abs(places - middle).max(axis=1))].tolist())
+
+
 def blended(target: Floats, cut: Cut, random: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
     """The target with the cut on it, and the mask of the defect there.
 
     Brightness and contrast of the cut are those of the surface around it: mean and deviation on the ring of its margin.
-    A cut larger than the target is cropped around its middle.
+    A cut larger than the target is cropped around its middle, or, where no defect is there, around the nearest of it.
     """
-    pixels, mask = cut.pixels, cut.mask
-    for axis, side in enumerate(target.shape):
-        extra = pixels.shape[axis] - side
-        if extra > 0:
-            keep = [slice(None), slice(None)]
-            keep[axis] = slice(extra // 2, extra // 2 + side)
-            pixels, mask = pixels[tuple(keep)], mask[tuple(keep)]
+    keep = _fitting(cut.mask, target.shape)
+    pixels, mask = cut.pixels[keep], cut.mask[keep]
     height, width = pixels.shape
     rooms = (target.shape[0] - height, target.shape[1] - width)
     if random.uniform() < _ANYWHERE:

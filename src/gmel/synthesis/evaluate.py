@@ -99,12 +99,17 @@ def evaluate(
         raise InputError("experiment: it was begun with other settings or photos; choose another folder")
     found["settings"] = asked
     split = _split(dataset, settings, 0)
+    seen = {photo.label for photo in (*split.shots, *split.good)}
+    if len(seen) < 2:
+        raise InputError(f"{dataset.name}: photos of {' and '.join(seen)} alone; add good parts or another class")
+    photos = {"test": len(split.test), "good": len(split.good), "shots": len(split.shots)}
+    if found.setdefault("photos", photos) != photos:
+        raise InputError(f"experiment: {dataset.name} held other photos when it was begun; choose another folder")
     book = FeatureBook(extractor_for(dataset.photos))
     reporter.stage(f"features of {len(split.test)} photos to test on")
     _tell(book, [*split.test, *split.good], reporter)
     learned, _ = set_aside(split.good, 0.25)
     good_rows = variants_of_good(learned, 0, book)
-    found["photos"] = {"test": len(split.test), "good": len(split.good), "shots": len(split.shots)}
     sheets: dict[str, list[Photo]] = {}
     reporter.stage("draws of the shots")
     for draw in range(len(found["draws"]), settings.draws):
@@ -173,6 +178,9 @@ def read_experiment(path: Path) -> Experiment:
         raise InputError(f"{path}: cannot be read ({error}); begin the experiment anew") from error
     if not isinstance(found, dict) or cast("Experiment", found).get("format") != FORMAT:
         raise InputError(f"{path}: not an experiment of format {FORMAT}; begin it anew")
+    missing = [key for key in ("dataset", "settings", "photos", "draws") if not cast("Experiment", found).get(key)]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; begin the experiment anew")
     return cast("Experiment", found)
 
 

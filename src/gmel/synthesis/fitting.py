@@ -212,11 +212,16 @@ def draw_samples(
     """
     if not 1 <= count <= _MOST_SAMPLES:
         raise InputError(f"count is {count}; must be 1 to {_MOST_SAMPLES}")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; must be 0 or more")
     check_folder(out)
     if sheet is not None:
         check_sheet_path(sheet)
+        if not sheet.resolve().parent.is_dir():
+            raise InputError(f"sheet {sheet}: there is no such folder; make it or choose another place")
     made = load_generator(generator, {name: mode_named(name) for name in MODES})
-    wanted = [name.strip() for name in labels.split(",") if name.strip()] or list(made.labels)
+    asked = dict.fromkeys(name.strip() for name in labels.split(",") if name.strip())
+    wanted = list(asked) or list(made.labels)
     photos: list[Photo] = []
     reporter.stage(f"drawing {count} photos of {len(wanted)} classes")
     try:

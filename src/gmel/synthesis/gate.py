@@ -89,8 +89,11 @@ def decide(
     """
     classes = tuple(sorted(set(real.labels.tolist())))
     trials = [_Trial(real, classic, made, judges, held) for held in _folds(real, folds)]
-    modes = sorted({mode for trial in trials for mode, rows in trial.made.items() if len(rows)})
     candidates = {NONE: _uniform(classes, Choice(NONE)), CLASSIC: _uniform(classes, Choice(CLASSIC))}
+    if not trials:  # nothing can be held out, nothing can be told: classic, uncalibrated
+        base = candidates[CLASSIC]
+        return Decision(base, base, fit_heads(real, classic, {}, base, base).alarming(judges.features))
+    modes = sorted({mode for trial in trials for mode, rows in trial.made.items() if len(rows)})
     for mode in modes:
         for share in shares:
             candidates[f"{mode} {share:g}"] = _uniform(classes, Choice(mode, share))
@@ -129,10 +132,14 @@ class _Trial:
 
 
 def _folds(real: Rows, folds: int) -> list[frozenset[str]]:
-    """Names of the shots that each fold holds out: of every class the n-th, counted modulo the number of folds."""
+    """Names of the shots that each fold holds out: of every class the n-th, counted modulo the number of folds.
+
+    The only shot of a class is never held out: without it there is no detector of the class to be judged.
+    """
     held: list[set[str]] = [set() for _ in range(folds)]
     for label in np.unique(real.labels[real.labels != GOOD]):
-        for place, name in enumerate(real.sources[real.labels == label]):
+        names = real.sources[real.labels == label]
+        for place, name in enumerate(names if names.size > 1 else ()):
             held[place % folds].add(str(name))
     return [frozenset(names) for names in held if names]
 
@@ -162,7 +169,7 @@ def _choose(
     evidence = [_evidence(name, found, base) for name, found in judged.items() if name != CLASSIC]
     # Class by class: what helps one type may harm another.
     mixed = dict(candidates[CLASSIC])
-    for label in _kinds(classes):
+    for label in sorted(set(base.labels.tolist())):
         best = max(
             (_evidence(name, found, base, label) for name, found in judged.items() if name != CLASSIC), key=_lower
         )
@@ -233,7 +240,7 @@ def _calibrated(heads: Heads, trials: list[_Trial], detection: Mixture, typing: 
     labels = np.concatenate([trial.held.labels for trial in trials])
     kinds = [name for name in heads.classes if name != GOOD]
     first, second = heads.detection, heads.typing
-    if first is not None:
+    if first is not None and len(trials[0].judges):
         pairs = [trial.logits(detection) for trial in trials]
         # Each judge was seen by every fold: its logits are averaged.
         seen = np.mean([two_ways(judged) for _, judged in pairs], axis=0)

@@ -192,4 +192,7 @@ def load_generator(path: Path, modes: dict[str, type[Generator]]) -> Generator:
     mode = facts.get("mode", "")
     if mode not in modes:
         raise InputError(f"{path}: mode is {mode!r}, must be one of {', '.join(sorted(modes))}")
-    return modes[mode].from_state(arrays, facts)
+    try:
+        return modes[mode].from_state(arrays, facts)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -63,16 +63,15 @@ def score(
     if unknown or not truth.size:
         raise ValueError(f"labels {unknown or 'are empty'}; they must be among {', '.join(classes)}")
     defect = truth != GOOD
+    among = [n for n, c in enumerate(classes) if c != GOOD]
+    # Summed over the types: one minus the probability of a good part loses the order below 1e-16.
+    suspicion = probabilities[:, among].sum(axis=1)
     auroc = tpr = float("nan")
     if GOOD in classes and defect.any() and not defect.all():
-        suspicion = 1.0 - probabilities[:, list(classes).index(GOOD)]
         auroc = float(roc_auc_score(defect, suspicion))
         tpr = float(np.mean(suspicion[defect] > _quantile(suspicion[~defect], FALSE_ALARMS)))
-    among = [n for n, c in enumerate(classes) if c != GOOD]
     kind = names[among][np.argmax(probabilities[:, among], axis=1)]
-    called = np.ones(truth.size, np.bool_)
-    if GOOD in classes:
-        called = 1.0 - probabilities[:, list(classes).index(GOOD)] > threshold
+    called = suspicion > threshold if GOOD in classes else np.ones(truth.size, np.bool_)
     named = np.where(called, kind, GOOD)
     recall = {str(c): float(np.mean(named[truth == c] == c)) for c in names if np.any(truth == c)}
     typed = float("nan")
