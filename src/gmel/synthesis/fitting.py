@@ -1,9 +1,11 @@
 """From a folder to a generator, from a generator to photos, from a folder to the report: what the commands do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
+from gmel.synthesis.costs import Profile, profile, write_profile
 from gmel.synthesis.data.dataset import Dataset, read_dataset
 from gmel.synthesis.data.procedural import procedural_dataset
 from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_class, write_sheet
@@ -15,7 +17,7 @@ from gmel.synthesis.modes import MODES, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.report import write_report
 
-__all__ = ["draw_samples", "fit_generator", "run_experiment"]
+__all__ = ["draw_samples", "fit_generator", "profile_modes", "run_experiment"]
 
 _MOST_SAMPLES = 100_000
 
@@ -157,4 +159,41 @@ def run_experiment(
     found, sheets = evaluate(dataset, settings, reporter, kept, save, Means(prior))
     write_report(out / "report.html", found, sheets)
     reporter.note(f"report in {out / 'report.html'}")
+    return found
+
+
+def profile_modes(
+    folder: Path | None,
+    builtin: bool,
+    layout: str,
+    good: str,
+    crop: int | None,
+    modes: Sequence[str],
+    shots: int,
+    samples: int,
+    seed: int,
+    prior: Path | None,
+    out: Path,
+    reporter: Reporter,
+) -> Profile:
+    """Measures modes on a folder (or the built-in set) and writes what they cost.
+
+    Raises:
+        InputError: neither or both of folder and built-in set, photos or modes that cannot be used, or no place to
+            write.
+    """
+    if (folder is None) != builtin:
+        raise InputError("profile: give a folder with photos, or --builtin, one of the two")
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: a file in a folder that exists is needed, for instance costs.toml")
+    if prior is not None:
+        _check_prior(prior)
+    dataset = (
+        procedural_dataset(0, reporter=reporter)
+        if folder is None
+        else read_dataset(folder, layout, good, crop, reporter)
+    )
+    found = profile(dataset, modes, reporter, shots, samples, seed, Means(prior))
+    write_profile(out, found)
+    reporter.note(f"costs in {out}")
     return found
