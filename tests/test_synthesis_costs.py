@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gmel.scenario.load import load_scenario, to_toml
+from gmel.scenario.load import load_scenario, tables_to_toml, to_toml
 from gmel.synthesis.costs import Profile, cost_of, fit_times, quality_law, write_profile
 from gmel.synthesis.data.splits import Split
 from gmel.synthesis.detector.features import TextureExtractor
@@ -64,12 +64,10 @@ def test_a_mode_is_measured_and_its_models_stand_in_a_scenario(tmp_path: Path) -
     write_profile(tmp_path / "costs.toml", found)
     tables = tomllib.loads((tmp_path / "costs.toml").read_text("utf-8"))
     assert tables["modes"][0]["kid"] == list(cost.kid)
-    text = to_toml(load_scenario("factory"))
-    start = text.index("\n[[models]]")
-    rest = text[start:].split("\n[")
-    others = [part for part in rest if part and not part.startswith(("[models", "models."))]
+    plant = tomllib.loads(to_toml(load_scenario("factory")))
+    del plant["models"]
     written = (tmp_path / "costs.toml").read_text("utf-8")
-    pasted = text[:start] + "\n" + written[written.index("[[models]]") :] + "".join("\n[" + part for part in others)
+    pasted = tables_to_toml(plant) + "\n" + written[written.index("[[models]]") :]
     (tmp_path / "plant.toml").write_text(pasted, "utf-8")
     scenario = load_scenario(str(tmp_path / "plant.toml"))
     model = scenario.models[0]

@@ -132,8 +132,8 @@ class Profile:
     def lines(self) -> list[str]:
         """For a person."""
         said = [
-            f"{cost.mode:10} {cost.law.gflop:8.4f} GFLOP a step and image; {self.clock} time: images x {cost.photo_s:.2g} s"
-            f" + steps x ({cost.law.fixed_s:.2g} + {cost.law.per_image_s:.2g} x images) s; kernel distance "
+            f"{cost.mode:10} {cost.law.gflop:8.4f} GFLOP a step and image; {self.clock} time: "
+            f"images x {cost.photo_s:.2g} s + steps x ({cost.law.fixed_s:.2g} + {cost.law.per_image_s:.2g} x images) s; kernel distance "
             + ", ".join(f"{kid:.3g} at {steps}" for steps, kid in zip(cost.steps, cost.kid, strict=True))
             + f" steps, floor {cost.floor:.3g}"
             for cost in self.modes
@@ -312,7 +312,7 @@ def write_profile(path: Path, found: Profile) -> None:
     head = (
         "# Costs of modes of synthesis, measured by `gmel synthesize profile` (docs/synthesis-diffusion.md).\n"
         f'# [[models]] can be pasted into a scenario with work_unit = "{found.tables()["profile"]["work_unit"]}":\n'
-        "# there a server of speed 1 is the machine that was measured. Popularity, steps and images are the demand's.\n\n"
+        "# there a server of speed 1 is the machine that was measured. Set popularity, steps and images.\n\n"
     )
     replace_file(path, (head + tables_to_toml(found.tables())).encode())
 
