@@ -67,7 +67,7 @@ def test_a_mode_is_measured_and_its_models_stand_in_a_scenario(tmp_path: Path) -
     plant = tomllib.loads(to_toml(load_scenario("factory")))
     del plant["models"]
     written = (tmp_path / "costs.toml").read_text("utf-8")
-    pasted = tables_to_toml(plant) + "\n" + written[written.index("[[models]]") :]
+    pasted = tables_to_toml(plant) + "\n" + written[written.index("\n[[models]]") :]
     (tmp_path / "plant.toml").write_text(pasted, "utf-8")
     scenario = load_scenario(str(tmp_path / "plant.toml"))
     model = scenario.models[0]
