@@ -134,10 +134,11 @@ class Profile:
         said: list[str] = []
         for cost in self.modes:
             law, curve = cost.law, zip(cost.steps, cost.kid, strict=True)
+            kids = ", ".join(f"{kid:.3g} at {steps}" for steps, kid in curve)
             said.append(
                 f"{cost.mode:10} {law.gflop:8.4f} GFLOP a step and image; {self.clock} time: "
                 f"images x {cost.photo_s:.2g} s + steps x ({law.fixed_s:.2g} + {law.per_image_s:.2g} x images) s; "
-                f"kernel distance {', '.join(f'{kid:.3g} at {steps}' for steps, kid in curve)} steps, floor {cost.floor:.3g}"
+                f"kernel distance {kids} steps, floor {cost.floor:.3g}"
             )
         return said + [f"{mode}: not used here: {why}" for mode, why in self.refused.items()]
 
