@@ -177,3 +177,30 @@ def detect(
         findings = detect_in(detector, photos, encoder, reporter)
         for found in findings:
             typer.echo(finding_line(found, as_json))
+
+
+@app.command("profile")
+def profile(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of the costs, .toml.")],
+    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
+    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
+    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    crop: Annotated[int | None, typer.Option(help="Cut windows of this side around boxes, one photo each.")] = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
+    ] = False,
+    modes: Annotated[str, typer.Option(help="Modes, separated by commas; default: all.")] = "",
+    shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from.")] = 5,
+    samples: Annotated[int, typer.Option(help="Photos of each class for each number of steps.")] = 24,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    prior: Prior = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the costs as JSON.")] = False,
+) -> None:
+    """Measure work, time and quality by steps of every mode here, as models for a scenario."""
+    from gmel.synthesis.fitting import profile_modes  # noqa: PLC0415
+    from gmel.synthesis.modes import MODES, modes_named  # noqa: PLC0415
+
+    chosen = modes_named(modes) or tuple(MODES)
+    with ConsoleReporter() as reporter:
+        found = profile_modes(folder, builtin, layout, good, crop, chosen, shots, samples, seed, prior, out, reporter)
+    typer.echo(json.dumps(found.tables(), allow_nan=False) if as_json else "\n".join(found.lines()))

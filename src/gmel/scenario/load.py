@@ -112,8 +112,13 @@ def digest(scenario: Scenario) -> str:
 
 def to_toml(scenario: Scenario) -> str:
     """The scenario as TOML text that :func:`parse_scenario` reads back to an equal scenario."""
+    return tables_to_toml(scenario.model_dump(mode="json", exclude_none=True))
+
+
+def tables_to_toml(tables: dict[str, Any]) -> str:
+    """Tables of numbers, words and lists as TOML text."""
     lines: list[str] = []
-    _write_table(lines, [], scenario.model_dump(mode="json", exclude_none=True))
+    _write_table(lines, [], tables)
     return "\n".join(lines).strip() + "\n"
 
 

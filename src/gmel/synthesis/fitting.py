@@ -8,6 +8,7 @@ from typing import Any
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
+from gmel.synthesis.costs import Profile, profile, write_profile
 from gmel.synthesis.data.dataset import Dataset, read_dataset
 from gmel.synthesis.data.paths import SUFFIXES
 from gmel.synthesis.data.procedural import procedural_dataset
@@ -27,6 +28,7 @@ __all__ = [
     "draw_samples",
     "finding_line",
     "fit_generator",
+    "profile_modes",
     "run_experiment",
     "train_from_folder",
     "training_lines",
@@ -65,8 +67,8 @@ def fit_generator(
     """
     kind = mode_named(mode)
     if prior is not None:
-        _check_prior(prior)
-    _check_file(out)
+        _check_file(prior, "prior.safetensors")
+    _check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
     if shots is None:
@@ -78,14 +80,10 @@ def fit_generator(
     return kind.fit(chosen, parts, seed, reporter, Means(prior, out, resume))
 
 
-def _check_prior(prior: Path) -> None:
-    if prior.is_dir() or not prior.resolve().parent.is_dir():
-        raise InputError(f"{prior}: a file in a folder that exists is needed, for instance prior.safetensors")
-
-
-def _check_file(out: Path) -> None:
+def _check_file(out: Path, example: str) -> None:
+    """That a file can be written there, before the work."""
     if out.is_dir() or not out.resolve().parent.is_dir():
-        raise InputError(f"{out}: a file in a folder that exists is needed, for instance defects.safetensors")
+        raise InputError(f"{out}: a file in a folder that exists is needed, for instance {example}")
 
 
 def train_from_folder(
@@ -107,7 +105,7 @@ def train_from_folder(
     Raises:
         InputError: the folder, the encoder or the place to write cannot be used.
     """
-    _check_file(out)
+    _check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     shots = [photo for photo in dataset.photos if photo.label != GOOD]
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
@@ -262,7 +260,7 @@ def run_experiment(
     if settings.draws < 1:
         raise InputError(f"draws is {settings.draws}; must be 1 or more (10 for a claim)")
     if prior is not None:
-        _check_prior(prior)
+        _check_file(prior, "prior.safetensors")
     target = out / "experiment.json"
     kept = None
     if target.exists():
@@ -288,4 +286,40 @@ def run_experiment(
     found, sheets = evaluate(dataset, settings, reporter, kept, save, Means(prior))
     write_report(out / "report.html", found, sheets)
     reporter.note(f"report in {out / 'report.html'}")
+    return found
+
+
+def profile_modes(
+    folder: Path | None,
+    builtin: bool,
+    layout: str,
+    good: str,
+    crop: int | None,
+    modes: Sequence[str],
+    shots: int,
+    samples: int,
+    seed: int,
+    prior: Path | None,
+    out: Path,
+    reporter: Reporter,
+) -> Profile:
+    """Measures modes on a folder (or the built-in set) and writes what they cost.
+
+    Raises:
+        InputError: neither or both of folder and built-in set, photos or modes that cannot be used, or no place to
+            write.
+    """
+    if (folder is None) != builtin:
+        raise InputError("profile: give a folder with photos, or --builtin, one of the two")
+    _check_file(out, "costs.toml")
+    if prior is not None:
+        _check_file(prior, "prior.safetensors")
+    dataset = (
+        procedural_dataset(0, reporter=reporter)
+        if folder is None
+        else read_dataset(folder, layout, good, crop, reporter)
+    )
+    found = profile(dataset, modes, reporter, shots, samples, seed, Means(prior))
+    write_profile(out, found)
+    reporter.note(f"costs in {out}")
     return found

@@ -9,12 +9,13 @@ import jax
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
+from gmel.synthesis.diffusion.drawing import Draw
 from gmel.synthesis.diffusion.edm import Denoiser
 from gmel.synthesis.diffusion.examples import Examples
 from gmel.synthesis.diffusion.looks import Looks
 from gmel.synthesis.diffusion.prior import adapted, digest_of, network_facts, network_size, prior_for
-from gmel.synthesis.diffusion.samplers import SOLVERS, Solver, karras_sigmas
-from gmel.synthesis.diffusion.stitching import Field, draw_fields
+from gmel.synthesis.diffusion.samplers import SOLVERS, Solver, evaluations, karras_sigmas
+from gmel.synthesis.diffusion.stitching import Field, draw_fields, window_gflop
 from gmel.synthesis.diffusion.training import Training
 from gmel.synthesis.diffusion.unet import UNet, UNetSize
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
@@ -136,7 +137,11 @@ class Generate:
             InputError: a class that it has not learned, or steps that are not from 1 to 50.
         """
         steps = checked_steps(self.default_steps if steps is None else steps)
-        return self.looks.photos(self.mode, label, count, seed, partial(self._draw, steps))
+        return self.drawn_with(partial(self._draw, steps), label, count, seed)
+
+    def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
+        """As `sample`, with fields drawn by something else."""
+        return self.looks.photos(self.mode, label, count, seed, draw)
 
     def sham(self, count: int, seed: int) -> list[Photo]:
         """`count` good parts, drawn as those with defects are; none where no good parts were learned."""
@@ -146,6 +151,11 @@ class Generate:
         return draw_fields(
             self.denoiser, fields, karras_sigmas(steps, SIGMA_LOW, SIGMA_HIGH), self.solver, self.guidance
         )
+
+    def window_gflop(self) -> float:
+        """GFLOP of one step for one window, from the compiled program."""
+        each = evaluations(self.solver, self.default_steps) / self.default_steps
+        return each * window_gflop(self.denoiser, self.guidance)
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
         """Weights, appearance table, outlines, sensor. No photo is in it."""

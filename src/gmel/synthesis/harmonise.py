@@ -7,6 +7,7 @@ nothing of any shot but the one that its defect was cut from.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,14 +15,14 @@ import numpy as np
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.compose import Compose
-from gmel.synthesis.diffusion.drawing import Drawing, finished, redrawn
+from gmel.synthesis.diffusion.drawing import Draw, Drawing, finished, redrawn
 from gmel.synthesis.diffusion.prior import Prior, prior_for
 from gmel.synthesis.diffusion.samplers import karras_sigmas
-from gmel.synthesis.diffusion.stitching import draw_fields
+from gmel.synthesis.diffusion.stitching import Field, draw_fields, window_gflop
 from gmel.synthesis.diffusion.windows import Box, Mask, dilated, field_box, reduced_mask, shapes
 from gmel.synthesis.generate import SIGMA_LOW, Plan, checked_steps
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
-from gmel.synthesis.photo import Photo
+from gmel.synthesis.photo import Floats, Photo
 from gmel.synthesis.sensor import Sensor
 
 __all__ = ["EDGE", "SIGMA", "Harmonise", "harmonised"]
@@ -30,31 +31,24 @@ SIGMA = 0.2
 """Noise from which an edge is drawn anew, in contrasts: enough to melt it, too little to change what is there."""
 EDGE = 3
 """Pixels on each side of the edge of a defect that change."""
-_SIGMA_MOST = 5.0
 
 
-def harmonised(
-    photos: Sequence[Photo], prior: Prior, sensor: Sensor, seed: int, steps: int, sigma: float = SIGMA
-) -> list[Photo]:
+def harmonised(photos: Sequence[Photo], scale: int, sensor: Sensor, seed: int, draw: Draw) -> list[Photo]:
     """Composed photos drawn over at the edges of their defects; all other pixels stay as they are, bit for bit.
 
     Args:
         photos: photos with masks of their defects.
-        prior: what draws.
+        scale: working resolution of what draws: 1 native, 2 half.
         sensor: of the photos.
         seed: of the noise; a photo's noise depends on the seed and its place in `photos` only.
-        steps: evaluations of the network for each defect.
-        sigma: noise to start from, in contrasts.
+        draw: draws fields.
 
     Raises:
-        InputError: a photo without a mask, or noise that is not above the lowest level.
+        InputError: a photo without a mask.
     """
-    if not SIGMA_LOW < sigma <= _SIGMA_MOST:
-        raise InputError(f"sigma is {sigma}, must be above {SIGMA_LOW} and at most {_SIGMA_MOST}")
-    sigmas = karras_sigmas(steps, SIGMA_LOW, sigma)
     current = list(photos)
     streams = [np.random.default_rng((seed, index)) for index in range(len(current))]
-    places = [_places(photo, prior.scale) for photo in current]
+    places = [_places(photo, scale) for photo in current]
     # Defects of one photo may lie near each other: they are drawn one after the other, photos together.
     for turn in range(max((len(boxes) for _, boxes in places), default=0)):
         chosen = [index for index, (_, boxes) in enumerate(places) if turn < len(boxes)]
@@ -64,12 +58,8 @@ def harmonised(
             box = field_box(boxes[turn], (mask.shape[0], mask.shape[1]), rng)
             defect = box.of(mask)
             edge = dilated(defect, EDGE) & dilated(~defect, EDGE)
-            drawings.append(redrawn(current[index], box, edge, mask, 0, prior.scale, sensor, rng, blank=False))
-        made = finished(
-            drawings,
-            [streams[index] for index in chosen],
-            lambda fields: draw_fields(prior.denoiser, fields, sigmas),
-        )
+            drawings.append(redrawn(current[index], box, edge, mask, 0, scale, sensor, rng, blank=False))
+        made = finished(drawings, [streams[index] for index in chosen], draw)
         for index, photo in zip(chosen, made, strict=True):
             current[index] = replace(photo, mask=photos[index].mask)
     return current
@@ -125,12 +115,24 @@ class Harmonise(Compose):
             InputError: a class that it has not learned, or steps that are not from 1 to 50.
         """
         steps = checked_steps(self.default_steps if steps is None else steps)
-        return harmonised(super().sample(label, count, seed), self.prior, self.sensor, seed, steps)
+        return self.drawn_with(partial(self._draw, steps), label, count, seed)
+
+    def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
+        """As `sample`, with fields drawn by something else."""
+        return harmonised(super().sample(label, count, seed), self.prior.scale, self.sensor, seed, draw)
 
     def sham(self, count: int, seed: int) -> list[Photo]:
         """`count` good parts with a piece of another good part, harmonised as a defect would be."""
-        made = harmonised(self._shams(count, seed), self.prior, self.sensor, seed, self.default_steps)
+        draw = partial(self._draw, self.default_steps)
+        made = harmonised(self._shams(count, seed), self.prior.scale, self.sensor, seed, draw)
         return [replace(photo, mask=None) for photo in made]
+
+    def _draw(self, steps: int, fields: list[Field]) -> list[Floats]:
+        return draw_fields(self.prior.denoiser, fields, karras_sigmas(steps, SIGMA_LOW, SIGMA))
+
+    def window_gflop(self) -> float:
+        """GFLOP of one step for one window, from the compiled program."""
+        return window_gflop(self.prior.denoiser)
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
         """The photos, the prior and the sensor."""

@@ -23,14 +23,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
+from gmel.synthesis.diffusion.drawing import Draw
 from gmel.synthesis.diffusion.edm import Windows
 from gmel.synthesis.diffusion.examples import Examples
 from gmel.synthesis.diffusion.looks import Looks
 from gmel.synthesis.diffusion.prior import digest_of
-from gmel.synthesis.diffusion.stitching import Field, Group, draw_together, stitched
+from gmel.synthesis.diffusion.stitching import Field, Group, compiled_gflop, draw_together, stitched
 from gmel.synthesis.diffusion.training import Training, train
 from gmel.synthesis.diffusion.unet import Conv, Linear, space_to_depth
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
+from gmel.synthesis.diffusion.windows import SIDE
 from gmel.synthesis.generate import checked_steps
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
@@ -242,7 +244,11 @@ class Langevin:
             InputError: a class that it has not learned, or steps that are not from 1 to 1000.
         """
         steps = checked_steps(self.default_steps if steps is None else steps, self.most_steps)
-        return self.looks.photos(self.mode, label, count, seed, partial(self._draw, steps))
+        return self.drawn_with(partial(self._draw, steps), label, count, seed)
+
+    def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
+        """As `sample`, with fields drawn by something else."""
+        return self.looks.photos(self.mode, label, count, seed, draw)
 
     def sham(self, count: int, seed: int) -> list[Photo]:
         """`count` good parts, drawn as those with defects are; none where no good parts were learned."""
@@ -265,6 +271,11 @@ class Langevin:
             )
 
         return draw_together(fields, walked)
+
+    def window_gflop(self) -> float:
+        """GFLOP of one step for one window, from the compiled program."""
+        program = jax.jit(self.net.slope).lower(jnp.zeros((1, SIDE, SIDE, 1)), jnp.zeros(1, jnp.int32)).compile()
+        return compiled_gflop(program.cost_analysis())
 
     def state(self) -> tuple[Arrays, dict[str, str]]:
         """Weights, appearance table, outlines, sensor, chain. No photo is in it."""

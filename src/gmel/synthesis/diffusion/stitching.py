@@ -9,8 +9,10 @@ windows point. So there is one program for each number of windows (a power of tw
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -21,7 +23,18 @@ from gmel.synthesis.diffusion.samplers import Denoise, Solver, guided, holding, 
 from gmel.synthesis.diffusion.windows import SIDE, starts
 from gmel.synthesis.photo import Floats
 
-__all__ = ["Field", "Group", "Layout", "draw_fields", "draw_together", "layout", "stitched"]
+__all__ = [
+    "Field",
+    "Group",
+    "Layout",
+    "compiled_gflop",
+    "draw_fields",
+    "draw_together",
+    "layout",
+    "stitched",
+    "window_gflop",
+    "windows_over",
+]
 
 STRIDE = 24
 """Pixels from one window to the next, at most: a quarter of a window overlaps."""
@@ -148,8 +161,7 @@ def draw_together(fields: Sequence[Field], draw: Callable[[Group], Float[Array, 
     groups: list[list[Field]] = [[]]
     windows = 0
     for field in fields:
-        height, width = field.start.shape
-        more = starts(height, stride=STRIDE).size * starts(width, stride=STRIDE).size
+        more = windows_over((field.start.shape[0], field.start.shape[1]))
         if groups[-1] and windows + more > TOGETHER:
             groups.append([])
             windows = 0
@@ -198,6 +210,31 @@ def draw_fields(
         )
 
     return draw_together(fields, draw)
+
+
+def windows_over(size: tuple[int, int]) -> int:
+    """Windows over a field of the given height and width."""
+    height, width = size
+    return starts(height, stride=STRIDE).size * starts(width, stride=STRIDE).size
+
+
+def window_gflop(denoiser: Denoiser, guidance: float = 1.0) -> float:
+    """GFLOP of an evaluation for one window, counted by the compiler; twice that with guidance."""
+    pixels = jnp.zeros((1, SIDE, SIDE, 1))
+    given = Given(pixels, pixels, jnp.zeros((1, SIDE, SIDE, 2)), jnp.zeros(1, jnp.int32))
+    program = jax.jit(denoiser.__call__).lower(pixels, jnp.ones(1), given).compile()
+    return compiled_gflop(program.cost_analysis()) * (1.0 if guidance == 1.0 else 2.0)
+
+
+def compiled_gflop(analysis: Any) -> float:
+    """GFLOP of a compiled program.
+
+    Raises:
+        RuntimeError: the compiler does not count here.
+    """
+    if not analysis or "flops" not in analysis:
+        raise RuntimeError("this back end of JAX does not count the operations of its programs")
+    return float(analysis["flops"]) / 1e9
 
 
 def _group(fields: list[Field], place: Layout) -> Group:
