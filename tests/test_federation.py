@@ -248,7 +248,14 @@ def test_sites_and_plans_that_cannot_be_trained() -> None:
         train_head(site_rows({"east": ["a"]}), Plan(), 0)
     with pytest.raises(InputError, match="a name of its own"):
         train_head([SITES[0], SITES[0]], Plan(), 0)
-    for kind in ({"algorithm": "x"}, {"rounds": 0}, {"rate": 0.0}, {"penalty": -1.0}, {"drop_out": 1.0}):
+    wrong: list[dict[str, Any]] = [
+        {"algorithm": "x"},
+        {"rounds": 0},
+        {"rate": 0.0},
+        {"penalty": -1.0},
+        {"drop_out": 1.0},
+    ]
+    for kind in wrong:
         with pytest.raises(InputError, match=f"^{next(iter(kind))}: "):
             Plan(**kind)
 
@@ -307,7 +314,8 @@ def test_delta_is_the_integral_of_the_privacy_loss() -> None:
     from scipy import integrate, stats
 
     for epsilon, noise in ((0.5, 2.0), (2.0, 1.0), (8.0, 0.6)):
-        first, second = stats.norm(1.0, noise), stats.norm(0.0, noise)
+        first: Any = stats.norm(1.0, noise)
+        second: Any = stats.norm(0.0, noise)
         excess = integrate.quad(
             lambda x, a=first, b=second, e=epsilon: max(a.pdf(x) - np.exp(e) * b.pdf(x), 0.0), -10, 15, limit=400
         )[0]
@@ -382,7 +390,7 @@ def test_the_attack_sees_members_and_is_blind_without_them() -> None:
 
 
 @pytest.mark.parametrize(("kind", "said"), [({"epsilon": -1.0}, "epsilon: -1"), ({"delta": 1.0}, "delta: 1")])
-def test_budgets_that_cannot_be(kind: dict[str, float], said: str) -> None:
+def test_budgets_that_cannot_be(kind: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Budget(**kind)
 

@@ -116,6 +116,7 @@ def test_too_few_to_trim_and_wrong_rules() -> None:
         aggregate(updates_of([ones(), ones()]), REFERENCE, 4, Rule("trimmed"))
     with pytest.raises(InputError, match="no update can be used"):
         aggregate([], REFERENCE, 4)
-    for kind in ({"name": "krum"}, {"trim": -1}, {"bound": 0.0}):
+    wrong: list[dict[str, Any]] = [{"name": "krum"}, {"trim": -1}, {"bound": 0.0}]
+    for kind in wrong:
         with pytest.raises(InputError, match=r"^(rule|trim|bound): "):
             Rule(**kind)

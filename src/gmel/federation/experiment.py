@@ -53,9 +53,9 @@ _NAMES = {"fedavg": "FedAvg of the detector", "fedprox": "FedProx", "fedadam": "
 
 _PER_CLASS = 400
 """Synthetic rows of each class."""
-_PUBLIC = {"seed": 20, "good": 24, "defects": 24, "shape": (200, 200)}
+_PUBLIC = {"seed": 20, "good": 24, "defects": 24, "shape": (128, 128)}
 """The built-in set that the private exchange takes its directions from; another seed than anybody's data."""
-_DIMENSIONS = 16
+_DIMENSIONS = 12
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class PublicSpace:
     norm: float
 
     @classmethod
-    def learned(cls, features: Floats, labels: Sequence[str], dimensions: int, ridge: float = 1.0) -> Self:
+    def learned(cls, features: Floats, labels: Sequence[str], dimensions: int, ridge: float = 3.0) -> Self:
         """Directions that tell public classes apart best, by linear discriminant analysis with a ridge.
 
         Args:
