@@ -6,23 +6,6 @@ from numpy.typing import NDArray
 from gmel.synthesis.photo import GOOD, Photo, quantised
 
 
-class Silent:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: list[float] = []
-
-    def stage(self, text: str) -> None:
-        self.notes.append(text)
-
-    def advance(self, done: float, total: float, text: str) -> None:
-        self.steps.append(done / total)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def plate(seed: int, size: tuple[int, int] = (40, 48)) -> NDArray[np.floating]:
     """A plate with stripes, lighter on one side, with a little noise."""
     rng = np.random.default_rng(seed)

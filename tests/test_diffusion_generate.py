@@ -14,7 +14,8 @@ from gmel.synthesis.diffusion.unet import UNetSize
 from gmel.synthesis.generate import Generate, Plan
 from gmel.synthesis.generator import Means, load_generator, save_generator
 from gmel.synthesis.photo import GOOD
-from plates import Silent, good_plates, pitted_plates, rough_plates
+from plates import good_plates, pitted_plates, rough_plates
+from reporters import Silent
 
 TINY = UNetSize(channels=(8, 16), embedding=16)
 SHORT = Training(steps=6, batch=4, probe=4, probe_every=3)

@@ -36,17 +36,8 @@ from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.detector.linear import Scaling
 from gmel.synthesis.feature_space import GaussianFeatures
 from gmel.synthesis.photo import GOOD, Photo
+from reporters import Silent
 from small_photos import pixels, simple_folder
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-
-    def advance(self, done: float, total: float, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 def photos(counts: dict[str, int], site: str = "") -> list[Photo]:

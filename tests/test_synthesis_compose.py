@@ -10,16 +10,9 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.compose import Compose, cut_out
 from gmel.synthesis.generator import load_generator, save_generator
 from gmel.synthesis.photo import GOOD, Photo
+from reporters import Silent
 
 MODES = {"compose": Compose}
-
-
-class Quiet:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def advance(self, done: float, total: float, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def part(seed: int, shape: tuple[int, int] = (60, 80), kind: type = np.uint8) -> Photo:
@@ -39,7 +32,7 @@ def shot(
 
 
 def fitted(shots: list[Photo], good: list[Photo]) -> Compose:
-    return Compose.fit(shots, good, 0, Quiet())
+    return Compose.fit(shots, good, 0, Silent())
 
 
 def test_the_ground_is_a_good_part_and_the_defect_lies_under_the_mask() -> None:

@@ -26,14 +26,7 @@ from gmel.synthesis.generator import load_generator, save_generator
 from gmel.synthesis.lesson import prepare, set_aside
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.rows import CLASSIC, Choice, Rows, joined
-
-
-class Quiet:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def advance(self, done: float, total: float, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
+from reporters import Silent
 
 
 def grain(seed: int, shape: tuple[int, int] = (48, 56), kind: Any = np.uint8, mean: float = 0.6) -> Any:
@@ -55,7 +48,7 @@ def part(seed: int, kind: Any = np.uint8, shape: tuple[int, int] = (48, 56), mea
 
 
 def fitted(shots: list[Photo], good: list[Photo]) -> Compose:
-    return Compose.fit(shots, good, 0, Quiet())
+    return Compose.fit(shots, good, 0, Silent())
 
 
 # compose
@@ -128,7 +121,7 @@ def test_judges_are_no_grounds_of_synthetic_photos_and_no_good_parts_to_learn_fr
     good = [part(n, mean=0.3 + 0.03 * n) for n in range(12)]
     shots = [pit(n) for n in range(3)]
     _, judges = set_aside(good, 0.25)
-    lesson = prepare(shots, good, ["compose"], FeatureBook(extractor_for(good)), 0, Quiet(), copies=1, per_shot=20)
+    lesson = prepare(shots, good, ["compose"], FeatureBook(extractor_for(good)), 0, Silent(), copies=1, per_shot=20)
     made = lesson.samples["compose"].photos
     grounds = {round((float(np.median(photo.pixels())) - 0.3) / 0.03) for photo in made}
     names = {f"good/{n}" for n in grounds}
@@ -141,7 +134,7 @@ def test_judges_are_no_grounds_of_synthetic_photos_and_no_good_parts_to_learn_fr
 
 def test_samples_without_a_shot_hold_nothing_made_from_it() -> None:
     shots, good = [pit(n) for n in range(3)], [part(n) for n in range(8)]
-    lesson = prepare(shots, good, ["compose"], FeatureBook(extractor_for(good)), 0, Quiet(), copies=2, per_shot=4)
+    lesson = prepare(shots, good, ["compose"], FeatureBook(extractor_for(good)), 0, Silent(), copies=2, per_shot=4)
     rest = lesson.made(frozenset({"pit/1"}))["compose"]
     assert set(rest.sources[rest.labels == "pit"]) == {"pit/0", "pit/2"}
     assert set(lesson.classic.without({"pit/1"}).sources) == {"", "pit/0", "pit/2"}
@@ -150,7 +143,7 @@ def test_samples_without_a_shot_hold_nothing_made_from_it() -> None:
 def test_a_mode_that_cannot_be_used_is_named_with_the_reason() -> None:
     bare = [replace(pit(n), mask=None) for n in range(3)]
     good = [part(n) for n in range(8)]
-    lesson = prepare(bare, good, ["compose"], FeatureBook(extractor_for(good)), 0, Quiet(), copies=1)
+    lesson = prepare(bare, good, ["compose"], FeatureBook(extractor_for(good)), 0, Silent(), copies=1)
     assert not lesson.samples
     assert "mask" in lesson.refused["compose"]
 
@@ -241,11 +234,11 @@ def plant(good: int, defects: dict[str, int]) -> Dataset:
 def test_one_class_alone_is_no_experiment() -> None:
     for dataset in (plant(0, {"pit": 6}), plant(6, {})):
         with pytest.raises(InputError, match="alone; add"):
-            evaluate(dataset, Settings(shots=2, draws=1), Quiet())
+            evaluate(dataset, Settings(shots=2, draws=1), Silent())
 
 
 def test_one_shot_a_class_is_measured_with_classic_augmentation() -> None:
-    found, _ = evaluate(plant(24, {"pit": 6, "scratch": 6}), Settings(shots=1, draws=1), Quiet())
+    found, _ = evaluate(plant(24, {"pit": 6, "scratch": 6}), Settings(shots=1, draws=1), Silent())
     draw = found["draws"][0]
     assert {choice["mode"] for part in ("detection", "typing") for choice in draw["gate"][part].values()} == {CLASSIC}
     json.dumps(found, allow_nan=False)
@@ -253,9 +246,9 @@ def test_one_shot_a_class_is_measured_with_classic_augmentation() -> None:
 
 def test_an_experiment_goes_on_with_its_own_photos_only() -> None:
     settings = Settings(shots=2, draws=1, modes=(), copies=1)
-    found, _ = evaluate(plant(16, {"pit": 6}), settings, Quiet())
+    found, _ = evaluate(plant(16, {"pit": 6}), settings, Silent())
     with pytest.raises(InputError, match="other photos"):
-        evaluate(plant(20, {"pit": 6}), replace(settings, draws=2), Quiet(), kept=found)
+        evaluate(plant(20, {"pit": 6}), replace(settings, draws=2), Silent(), kept=found)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from gmel.synthesis.detector.features import TextureExtractor
 from gmel.synthesis.diffusion.training import Training
 from gmel.synthesis.diffusion.unet import UNetSize, flops
 from gmel.synthesis.generate import Generate, Plan
-from plates import Silent, good_plates, pitted_plates
+from plates import good_plates, pitted_plates
+from reporters import Silent
 
 TINY = UNetSize(channels=(8, 16), embedding=16)
 SHORT = Training(steps=4, batch=4, probe_every=0)

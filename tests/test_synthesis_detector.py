@@ -20,14 +20,7 @@ from gmel.synthesis.detector.encoder import EncoderExtractor
 from gmel.synthesis.detector.memory import PatchMemory, patch_features
 from gmel.synthesis.detector_file import Detector, load_detector, save_detector, train_detector
 from gmel.synthesis.photo import GOOD, Photo
-
-
-class Quiet:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def advance(self, done: float, total: float, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
+from reporters import Silent
 
 
 def surface(seed: int, label: str = GOOD, shape: tuple[int, int] = (64, 72)) -> Photo:
@@ -54,7 +47,7 @@ NEW = [surface(1000 + seed, label) for label in (GOOD, "pit", "scratch") for see
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    return train_detector(SHOTS, PARTS, ["compose"], None, 0.05, 0, Quiet())[0]
+    return train_detector(SHOTS, PARTS, ["compose"], None, 0.05, 0, Silent())[0]
 
 
 def test_it_finds_and_names_defects_that_it_has_not_seen(detector: Detector) -> None:
@@ -123,7 +116,7 @@ def without(data: bytes, name: str) -> bytes:
 
 
 def test_without_good_parts_it_names_types_alone() -> None:
-    detector, _, facts = train_detector(SHOTS, [], ["compose"], None, 0.05, 0, Quiet())
+    detector, _, facts = train_detector(SHOTS, [], ["compose"], None, 0.05, 0, Silent())
     found = detector.find(NEW[20:22])
     assert [one.defect for one in found] == [None, None]
     assert found[0].anomaly is None
@@ -186,7 +179,7 @@ def test_encoders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def test_a_detector_on_an_encoder_asks_for_the_same_encoder(tmp_path: Path) -> None:
     path = encoder(tmp_path / "cells.onnx")
-    detector, _, _ = train_detector(SHOTS, PARTS, [], path, 0.05, 0, Quiet())
+    detector, _, _ = train_detector(SHOTS, PARTS, [], path, 0.05, 0, Silent())
     save_detector(tmp_path / "d.safetensors", detector)
     assert load_detector(tmp_path / "d.safetensors", path).find(NEW[:2]) == detector.find(NEW[:2])
     with pytest.raises(InputError, match="--encoder"):
@@ -223,4 +216,4 @@ def test_train_and_detect_as_a_user_types_them(tmp_path: Path) -> None:
 
 def test_rate_of_false_alarms_out_of_range() -> None:
     with pytest.raises(InputError, match="false alarms"):
-        train_detector(SHOTS, PARTS, [], None, 1.5, 0, Quiet())
+        train_detector(SHOTS, PARTS, [], None, 1.5, 0, Silent())

@@ -18,15 +18,7 @@ from gmel.synthesis.evaluate import BASE, Experiment, Settings, evaluate, table,
 from gmel.synthesis.fidelity import fidelity, kernel_distance, neighbourhood, novelty
 from gmel.synthesis.photo import GOOD
 from gmel.synthesis.report import headline, lines, write_report
-
-
-class Quiet:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def advance(self, done: float, total: float, text: str) -> None: ...
-    def note(self, text: str) -> None: ...
-
+from reporters import Silent
 
 QUICK = Settings(shots=3, draws=2, copies=2, per_shot=2)
 
@@ -45,13 +37,13 @@ def plant() -> Dataset:
 @pytest.fixture(scope="module")
 def folder(plant: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("plant") / "photos"
-    write_dataset(plant, place, Quiet())
+    write_dataset(plant, place, Silent())
     return place
 
 
 @pytest.fixture(scope="module")
 def found(plant: Dataset) -> Experiment:
-    return evaluate(plant, QUICK, Quiet())[0]
+    return evaluate(plant, QUICK, Silent())[0]
 
 
 def test_every_recipe_is_scored_in_every_draw(found: Experiment) -> None:
@@ -75,12 +67,12 @@ def test_table_is_paired_by_draw(found: Experiment) -> None:
 
 
 def test_resumed_experiment_is_the_uninterrupted_one(plant: Dataset, found: Experiment) -> None:
-    first = evaluate(plant, Settings(shots=3, draws=1, copies=2, per_shot=2), Quiet())[0]
+    first = evaluate(plant, Settings(shots=3, draws=1, copies=2, per_shot=2), Silent())[0]
     kept = json.loads(json.dumps(first))
-    resumed = evaluate(plant, QUICK, Quiet(), kept)[0]
+    resumed = evaluate(plant, QUICK, Silent(), kept)[0]
     assert resumed["draws"] == json.loads(json.dumps(found["draws"]))
     with pytest.raises(InputError, match="other settings"):
-        evaluate(plant, Settings(shots=2, draws=2, copies=2, per_shot=2), Quiet(), kept)
+        evaluate(plant, Settings(shots=2, draws=2, copies=2, per_shot=2), Silent(), kept)
 
 
 def test_page_stands_alone_and_shows_the_table(plant: Dataset, found: Experiment, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from gmel.synthesis.generate import Plan
 from gmel.synthesis.generator import load_generator, save_generator
 from gmel.synthesis.harmonise import EDGE, Harmonise, harmonised
 from gmel.synthesis.photo import GOOD, Floats
-from plates import Silent, good_plates, pitted_plates, rough_plates
+from plates import good_plates, pitted_plates, rough_plates
+from reporters import Silent
 
 TINY = UNetSize(channels=(8, 16), embedding=16)
 PLAN = Plan(prior=Training(steps=6, batch=4, probe=4, probe_every=3), size=TINY)

@@ -14,7 +14,8 @@ from gmel.synthesis.diffusion.training import Training
 from gmel.synthesis.generator import load_generator, save_generator
 from gmel.synthesis.langevin import Chain, ContrastiveLoss, EnergyNet, Langevin, LangevinPlan, walk
 from gmel.synthesis.photo import GOOD
-from plates import Silent, good_plates, pitted_plates, rough_plates
+from plates import good_plates, pitted_plates, rough_plates
+from reporters import Silent
 
 PLAN = LangevinPlan(Training(steps=4, batch=4, probe_every=0), ContrastiveLoss(steps=3), widths=(8, 16))
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import ClassVar, Self
 
 import jax
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
-from gmel.synthesis.diffusion.drawing import Draw
+from gmel.synthesis.diffusion.drawer import Drawer
 from gmel.synthesis.diffusion.edm import Denoiser
 from gmel.synthesis.diffusion.examples import Examples
 from gmel.synthesis.diffusion.looks import Looks
@@ -22,11 +21,10 @@ from gmel.synthesis.diffusion.weights import named_weights, with_weights
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
 
-__all__ = ["Generate", "Plan", "checked_steps"]
+__all__ = ["Generate", "Plan"]
 
 SIGMA_LOW, SIGMA_HIGH = 0.02, 30.0
 """Noise levels of sampling, in contrasts: below, the sensor's noise; above, the structure of a window is drowned."""
-MOST_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -59,22 +57,19 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Generate:
+class Generate(Drawer):
     """Draws defects by diffusion.
 
     Attributes:
         denoiser: of windows.
-        looks: what is known of the classes beside it.
         solver: of sampling.
         guidance: weight of the class.
     """
 
     mode: ClassVar[str] = "generate"
     default_steps: ClassVar[int] = 12
-    shares_photos: ClassVar[bool] = False
 
     denoiser: Denoiser
-    looks: Looks
     solver: Solver = "dpm++"
     guidance: float = 1.0
 
@@ -119,33 +114,7 @@ class Generate:
         found = adapted(start, examples, len(looks.classes), training, seed, reporter, rank, means.resume)
         if found.finished:
             means.forget()
-        return cls(found.model, looks, plan.solver, plan.guidance)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Classes that it can draw."""
-        return self.looks.labels
-
-    def on(self, good: Sequence[Photo]) -> Self:
-        """The generator with good parts to draw on: another site's, or those that a saved generator does not hold."""
-        return replace(self, looks=replace(self.looks, good=tuple(good)))
-
-    def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
-        """`count` photos of a class; photo `i` depends on the seed and `i` only.
-
-        Raises:
-            InputError: a class that it has not learned, or steps that are not from 1 to 50.
-        """
-        steps = checked_steps(self.default_steps if steps is None else steps)
-        return self.drawn_with(partial(self._draw, steps), label, count, seed)
-
-    def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
-        """As `sample`, with fields drawn by something else."""
-        return self.looks.photos(self.mode, label, count, seed, draw)
-
-    def sham(self, count: int, seed: int) -> list[Photo]:
-        """`count` good parts, drawn as those with defects are; none where no good parts were learned."""
-        return self.looks.sham(self.mode, count, seed, partial(self._draw, self.default_steps))
+        return cls(looks, found.model, plan.solver, plan.guidance)
 
     def _draw(self, steps: int, fields: list[Field]) -> list[Floats]:
         return draw_fields(
@@ -174,7 +143,7 @@ class Generate:
         looks = Looks.from_state(arrays, facts)
         solver, guidance = drawing_facts(facts)
         template = Denoiser(UNet(network_size(facts), len(looks.classes), jax.random.key(0)))
-        return cls(with_weights(template, arrays, "denoiser"), looks, solver, guidance)
+        return cls(looks, with_weights(template, arrays, "denoiser"), solver, guidance)
 
 
 def drawing_facts(facts: dict[str, str]) -> tuple[Solver, float]:
@@ -190,14 +159,3 @@ def drawing_facts(facts: dict[str, str]) -> tuple[Solver, float]:
             except ValueError as error:
                 raise InputError(f"guidance is {facts.get('guidance')!r}, no number; fit the generator anew") from error
     raise InputError(f"solver is {facts.get('solver')!r}, must be one of {', '.join(SOLVERS)}; fit the generator anew")
-
-
-def checked_steps(steps: int, most: int = MOST_STEPS) -> int:
-    """The steps.
-
-    Raises:
-        InputError: they are not from 1 to `most`.
-    """
-    if not 1 <= steps <= most:
-        raise InputError(f"steps is {steps}, must be from 1 to {most}")
-    return steps

@@ -15,12 +15,13 @@ import numpy as np
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.compose import Compose
+from gmel.synthesis.diffusion.drawer import checked_steps
 from gmel.synthesis.diffusion.drawing import Draw, Drawing, finished, redrawn
 from gmel.synthesis.diffusion.prior import Prior, prior_for
 from gmel.synthesis.diffusion.samplers import karras_sigmas
 from gmel.synthesis.diffusion.stitching import Field, draw_fields, window_gflop
 from gmel.synthesis.diffusion.windows import Box, Mask, dilated, field_box, reduced_mask, shapes
-from gmel.synthesis.generate import SIGMA_LOW, Plan, checked_steps
+from gmel.synthesis.generate import SIGMA_LOW, Plan
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
 from gmel.synthesis.sensor import Sensor

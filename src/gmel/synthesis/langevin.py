@@ -12,7 +12,6 @@ the squares of both are held small (Du & Mordatch 2019, arXiv 1903.08689), so th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import ClassVar, Self
 
 import equinox as eqx
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
-from gmel.synthesis.diffusion.drawing import Draw
+from gmel.synthesis.diffusion.drawer import Drawer
 from gmel.synthesis.diffusion.edm import Windows
 from gmel.synthesis.diffusion.examples import Examples
 from gmel.synthesis.diffusion.looks import Looks
@@ -33,7 +32,6 @@ from gmel.synthesis.diffusion.training import Training, train
 from gmel.synthesis.diffusion.unet import Conv, Linear, space_to_depth
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
 from gmel.synthesis.diffusion.windows import SIDE
-from gmel.synthesis.generate import checked_steps
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
 from gmel.synthesis.photo import Floats, Photo
 
@@ -175,22 +173,19 @@ class LangevinPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Langevin:
+class Langevin(Drawer):
     """Draws defects by walking down an energy.
 
     Attributes:
         net: the energy.
-        looks: what is known of the classes beside it.
         chain: of sampling.
     """
 
     mode: ClassVar[str] = "langevin"
     default_steps: ClassVar[int] = 40
     most_steps: ClassVar[int] = 1000
-    shares_photos: ClassVar[bool] = False
 
     net: EnergyNet
-    looks: Looks
     chain: Chain = Chain()
 
     @classmethod
@@ -226,33 +221,7 @@ class Langevin:
         found = train(net, plan.loss, examples, training, seed, reporter, text="energy", resume=means.resume)
         if found.finished:
             means.forget()
-        return cls(found.model, looks, plan.loss.chain)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Classes that it can draw."""
-        return self.looks.labels
-
-    def on(self, good: Sequence[Photo]) -> Self:
-        """The generator with good parts to draw on."""
-        return replace(self, looks=replace(self.looks, good=tuple(good)))
-
-    def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
-        """`count` photos of a class; photo `i` depends on the seed and `i` only.
-
-        Raises:
-            InputError: a class that it has not learned, or steps that are not from 1 to 1000.
-        """
-        steps = checked_steps(self.default_steps if steps is None else steps, self.most_steps)
-        return self.drawn_with(partial(self._draw, steps), label, count, seed)
-
-    def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
-        """As `sample`, with fields drawn by something else."""
-        return self.looks.photos(self.mode, label, count, seed, draw)
-
-    def sham(self, count: int, seed: int) -> list[Photo]:
-        """`count` good parts, drawn as those with defects are; none where no good parts were learned."""
-        return self.looks.sham(self.mode, count, seed, partial(self._draw, self.default_steps))
+        return cls(looks, found.model, plan.loss.chain)
 
     def _draw(self, steps: int, fields: list[Field]) -> list[Floats]:
         def walked(group: Group) -> Array:
@@ -300,7 +269,7 @@ class Langevin:
             step, temperature, bound = (float(number) for number in facts["chain"].split())
         except (KeyError, ValueError) as error:
             raise InputError(f"chain is {facts.get('chain')!r}, must be three numbers; fit anew") from error
-        return cls(with_weights(template, arrays, "energy"), looks, Chain(step, temperature, bound))
+        return cls(looks, with_weights(template, arrays, "energy"), Chain(step, temperature, bound))
 
 
 def _walk_noise(field: Field, steps: int) -> Floats:
