@@ -6,39 +6,40 @@ from typing import Annotated
 
 import typer
 
+from gmel.cli.photos import Builtin, Draws, Folder, Good, Layout, SplitSeed, TestPerClass
 from gmel.cli.progress import ConsoleReporter
 
 __all__ = ["federate"]
 
 
 def federate(
-    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
-    builtin: Annotated[
-        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
-    ] = False,
-    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
-    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    folder: Folder = None,
+    builtin: Builtin = False,
+    layout: Layout = "auto",
+    good: Good = "good",
     sites: Annotated[int, typer.Option(help="Number of sites.")] = 3,
     split: Annotated[str, typer.Option(help="disjoint classes, dirichlet shares, or site: as the photos say.")] = (
         "disjoint"
     ),
     alpha: Annotated[float, typer.Option(help="Of the Dirichlet shares: small is uneven.")] = 0.5,
     shots: Annotated[int, typer.Option(help="Photos of each defect class, over all sites.")] = 5,
-    draws: Annotated[int, typer.Option(help="Independent draws of the shots; 10 or more for a claim.")] = 10,
+    draws: Draws = 10,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of a photo in the private exchange; 0: none.")] = 8.0,
     rounds: Annotated[int, typer.Option(help="Rounds of federated training.")] = 10,
     drop_out: Annotated[float, typer.Option(help="Probability that a site is absent in a round.")] = 0.0,
     straggler: Annotated[float, typer.Option(help="Probability that a site manages only a part of a round.")] = 0.0,
-    test_per_class: Annotated[int | None, typer.Option(help="Photos of each class to test on; default: half.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split into test and rest.")] = None,
+    test_per_class: TestPerClass = None,
+    seed: SplitSeed = None,
     out: Annotated[Path | None, typer.Option(help="Write the experiment into this file, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the experiment as JSON.")] = False,
 ) -> None:
     """Sites with different defects: alone, averaging rounds, one exchange of generators, and with all photos."""
     from gmel.federation.experiment import Settings, lines, run_experiment  # noqa: PLC0415
     from gmel.federation.training import Plan  # noqa: PLC0415
+    from gmel.synthesis.data.source import Source  # noqa: PLC0415
     from gmel.synthesis.data.splits import SPLIT_SEED  # noqa: PLC0415
 
+    source = Source(folder, builtin, layout, good)
     settings = Settings(
         sites,
         split,
@@ -51,5 +52,5 @@ def federate(
         plan=Plan(rounds=rounds, drop_out=drop_out, straggler=straggler),
     )
     with ConsoleReporter() as reporter:
-        found = run_experiment(folder, builtin, layout, good, settings, out, reporter)
+        found = run_experiment(source, settings, out, reporter)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join(lines(found)))

@@ -6,16 +6,25 @@ from typing import Annotated
 
 import typer
 
+from gmel.cli.photos import (
+    Builtin,
+    Crop,
+    Draws,
+    Folder,
+    Good,
+    Layout,
+    Modes,
+    Prior,
+    Seed,
+    Shots,
+    SplitSeed,
+    TestPerClass,
+)
 from gmel.cli.progress import ConsoleReporter
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Few-shot synthesis of defects: photos, generators, detectors.", no_args_is_help=True)
-
-Prior = Annotated[
-    Path | None,
-    typer.Option(help="File of the prior on good parts, for modes with a network: read, or trained and written."),
-]
 
 
 @app.callback()
@@ -25,38 +34,30 @@ def _synthesize() -> None:  # pyright: ignore[reportUnusedFunction]
 
 @app.command("data")
 def data(
-    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
-    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
-    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
-    crop: Annotated[int | None, typer.Option(help="Cut windows of this side around boxes, one photo each.")] = None,
+    folder: Folder = None,
+    layout: Layout = "auto",
+    good: Good = "good",
+    crop: Crop = None,
     shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from, for the split shown.")] = 5,
-    builtin: Annotated[
-        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
-    ] = False,
+    builtin: Builtin = False,
     seed: Annotated[int, typer.Option(help="Of the built-in set.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the data set into this new folder, as PNG.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Contact sheet of every class, a .png or .jpg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Read, check and show a data set: its classes, what is wrong with it, what a few-shot split would hold."""
-    from gmel.scenario.errors import InputError  # noqa: PLC0415
-    from gmel.synthesis.data.dataset import read_dataset  # noqa: PLC0415
-    from gmel.synthesis.data.procedural import procedural_dataset  # noqa: PLC0415
     from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_class, write_sheet  # noqa: PLC0415
+    from gmel.synthesis.data.source import Source  # noqa: PLC0415
     from gmel.synthesis.data.summary import summary, summary_lines  # noqa: PLC0415
     from gmel.synthesis.data.write import check_folder, write_dataset  # noqa: PLC0415
 
-    if (folder is None) != builtin:
-        raise InputError("data: give a folder with photos, or --builtin, one of the two")
+    source = Source(folder, builtin, layout, good, crop, seed)
     if sheet is not None:
         check_sheet_path(sheet)
     if out is not None:
         check_folder(out)
     with ConsoleReporter() as reporter:
-        if folder is None:
-            dataset = procedural_dataset(seed, reporter=reporter)
-        else:
-            dataset = read_dataset(folder, layout, good, crop, reporter)
+        dataset = source.read(reporter)
         facts = summary(dataset, shots)
         if out is not None:
             write_dataset(dataset, out, reporter)
@@ -72,10 +73,10 @@ def fit(
     folder: Annotated[Path, typer.Argument(help="The folder with photos of defects and good parts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of the generator, .safetensors.")],
     mode: Annotated[str, typer.Option(help="Mode of synthesis: compose, harmonise, generate or langevin.")] = "compose",
-    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
-    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
+    layout: Layout = "auto",
+    good: Good = "good",
     shots: Annotated[int | None, typer.Option(help="Learn from so many photos of each class; default: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     prior: Prior = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted fit has left.")] = False,
 ) -> None:
@@ -99,7 +100,7 @@ def sample(
     count: Annotated[int, typer.Option(help="Photos of each class.")] = 20,
     label: Annotated[str, typer.Option("--class", help="Classes, separated by commas; default: all.")] = "",
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: those of the mode.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     sheet: Annotated[Path | None, typer.Option(help="Contact sheet, a .png or .jpg.")] = None,
 ) -> None:
     """Draw photos from a generator."""
@@ -111,33 +112,33 @@ def sample(
 
 @app.command("evaluate")
 def evaluate(
-    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
-    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
-    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
-    crop: Annotated[int | None, typer.Option(help="Cut windows of this side around boxes, one photo each.")] = None,
-    builtin: Annotated[
-        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
-    ] = False,
-    shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from.")] = 5,
-    draws: Annotated[int, typer.Option(help="Independent draws of the shots; 10 or more for a claim.")] = 10,
-    modes: Annotated[str, typer.Option(help="Modes to try, separated by commas; the gate decides.")] = "compose",
-    test_per_class: Annotated[int | None, typer.Option(help="Photos of each class to test on; default: half.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split into test and rest.")] = None,
+    folder: Folder = None,
+    layout: Layout = "auto",
+    good: Good = "good",
+    crop: Crop = None,
+    builtin: Builtin = False,
+    shots: Shots = 5,
+    draws: Draws = 10,
+    modes: Modes = "compose",
+    test_per_class: TestPerClass = None,
+    seed: SplitSeed = None,
     out: Annotated[Path, typer.Option(help="Folder for experiment.json and report.html.")] = Path("runs/synthesis"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     prior: Prior = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the experiment as JSON.")] = False,
 ) -> None:
     """Measure what synthesis is worth on a data set: detectors with and without it, on the same test photos."""
+    from gmel.synthesis.data.source import Source  # noqa: PLC0415
     from gmel.synthesis.data.splits import SPLIT_SEED  # noqa: PLC0415
     from gmel.synthesis.evaluate import Settings  # noqa: PLC0415
     from gmel.synthesis.fitting import run_experiment  # noqa: PLC0415
     from gmel.synthesis.modes import modes_named  # noqa: PLC0415
     from gmel.synthesis.report import headline, lines  # noqa: PLC0415
 
+    source = Source(folder, builtin, layout, good, crop)
     settings = Settings(shots, draws, modes_named(modes), test_per_class, SPLIT_SEED if seed is None else seed)
     with ConsoleReporter() as reporter:
-        found = run_experiment(folder, builtin, layout, good, crop, settings, out, resume, reporter, prior)
+        found = run_experiment(source, settings, out, resume, reporter, prior)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))
 
 
@@ -145,12 +146,12 @@ def evaluate(
 def train(
     folder: Annotated[Path, typer.Argument(help="The folder with photos of defects and good parts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of the detector, .safetensors.")],
-    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
-    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
-    modes: Annotated[str, typer.Option(help="Modes to try, separated by commas; the gate decides.")] = "compose",
+    layout: Layout = "auto",
+    good: Good = "good",
+    modes: Modes = "compose",
     encoder: Annotated[Path | None, typer.Option(help="A frozen ONNX encoder in place of texture features.")] = None,
     false_alarms: Annotated[float, typer.Option(help="Share of good parts that may be called defect.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the gate found as JSON.")] = False,
 ) -> None:
     """Train a detector on all photos of a folder; the gate decides what synthesis adds to it."""
@@ -182,25 +183,25 @@ def detect(
 @app.command("profile")
 def profile(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of the costs, .toml.")],
-    folder: Annotated[Path | None, typer.Argument(help="The folder with the photos.")] = None,
-    layout: Annotated[str, typer.Option(help="folder, voc, deeppcb, mvtec, or auto: look.")] = "auto",
-    good: Annotated[str, typer.Option(help="Name of the class of good parts.")] = "good",
-    crop: Annotated[int | None, typer.Option(help="Cut windows of this side around boxes, one photo each.")] = None,
-    builtin: Annotated[
-        bool, typer.Option("--builtin", help="The built-in procedural set in place of a folder.")
-    ] = False,
+    folder: Folder = None,
+    layout: Layout = "auto",
+    good: Good = "good",
+    crop: Crop = None,
+    builtin: Builtin = False,
     modes: Annotated[str, typer.Option(help="Modes, separated by commas; default: all.")] = "",
-    shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from.")] = 5,
+    shots: Shots = 5,
     samples: Annotated[int, typer.Option(help="Photos of each class for each number of steps.")] = 24,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     prior: Prior = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the costs as JSON.")] = False,
 ) -> None:
     """Measure work, time and quality by steps of every mode here, as models for a scenario."""
+    from gmel.synthesis.data.source import Source  # noqa: PLC0415
     from gmel.synthesis.fitting import profile_modes  # noqa: PLC0415
     from gmel.synthesis.modes import MODES, modes_named  # noqa: PLC0415
 
+    source = Source(folder, builtin, layout, good, crop)
     chosen = modes_named(modes) or tuple(MODES)
     with ConsoleReporter() as reporter:
-        found = profile_modes(folder, builtin, layout, good, crop, chosen, shots, samples, seed, prior, out, reporter)
+        found = profile_modes(source, chosen, shots, samples, seed, prior, out, reporter)
     typer.echo(json.dumps(found.tables(), allow_nan=False) if as_json else "\n".join(found.lines()))

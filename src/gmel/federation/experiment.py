@@ -31,9 +31,11 @@ from gmel.federation.training import ALGORITHMS, Plan, SiteRows, train_head
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.synthesis.augment import augmented
-from gmel.synthesis.data.dataset import Dataset, read_dataset
+from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.data.procedural import procedural_dataset
+from gmel.synthesis.data.source import Source
 from gmel.synthesis.data.splits import SPLIT_SEED, Split, few_shot_split
+from gmel.synthesis.data.write import check_file
 from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.texture import texture_table
 from gmel.synthesis.feature_space import GaussianFeatures
@@ -166,28 +168,19 @@ def federate(dataset: Dataset, settings: Settings, reporter: Reporter) -> Outcom
 
 
 def run_experiment(
-    folder: Path | None,
-    builtin: bool,
-    layout: str,
-    good: str,
+    source: Source,
     settings: Settings,
     out: Path | None,
     reporter: Reporter,
 ) -> Outcome:
-    """From a folder, or the built-in set, to the outcome, also written to `out` where there is one.
+    """From photos to the outcome, also written to `out` where there is one.
 
     Raises:
-        InputError: the folder, the settings or the place to write cannot be used.
+        InputError: the photos, the settings or the place to write cannot be used.
     """
-    if (folder is None) != builtin:
-        raise InputError("federate: give a folder with photos, or --builtin, one of the two")
-    if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
-        raise InputError(f"{out}: a file in a folder that exists is needed, for instance federation.json")
-    if folder is None:
-        dataset = procedural_dataset(reporter=reporter)
-    else:
-        dataset = read_dataset(folder, layout, good, reporter=reporter)
-    found = federate(dataset, settings, reporter)
+    if out is not None:
+        check_file(out, "federation.json")
+    found = federate(source.read(reporter), settings, reporter)
     if out is not None:
         replace_file(out, json.dumps(found, allow_nan=False, indent=1).encode())
     return found

@@ -11,11 +11,11 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.costs import Profile, profile, write_profile
 from gmel.synthesis.data.dataset import Dataset, read_dataset
 from gmel.synthesis.data.paths import SUFFIXES
-from gmel.synthesis.data.procedural import procedural_dataset
 from gmel.synthesis.data.reading import read_grey
 from gmel.synthesis.data.sheet import check_sheet_path, contact_sheet, rows_by_class, write_sheet
+from gmel.synthesis.data.source import Source
 from gmel.synthesis.data.splits import few_shot_split
-from gmel.synthesis.data.write import check_folder, write_dataset
+from gmel.synthesis.data.write import check_file, check_folder, write_dataset
 from gmel.synthesis.detector_file import Finding, load_detector, save_detector, train_detector
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
 from gmel.synthesis.generator import Generator, Means, load_generator
@@ -67,8 +67,8 @@ def fit_generator(
     """
     kind = mode_named(mode)
     if prior is not None:
-        _check_file(prior, "prior.safetensors")
-    _check_file(out, "defects.safetensors")
+        check_file(prior, "prior.safetensors")
+    check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
     if shots is None:
@@ -78,12 +78,6 @@ def fit_generator(
         chosen, parts = list(split.shots), list(split.good)
     reporter.stage(f"fitting {mode} on {len(chosen)} photos of defects and {len(parts)} good parts")
     return kind.fit(chosen, parts, seed, reporter, Means(prior, out, resume))
-
-
-def _check_file(out: Path, example: str) -> None:
-    """That a file can be written there, before the work."""
-    if out.is_dir() or not out.resolve().parent.is_dir():
-        raise InputError(f"{out}: a file in a folder that exists is needed, for instance {example}")
 
 
 def train_from_folder(
@@ -105,7 +99,7 @@ def train_from_folder(
     Raises:
         InputError: the folder, the encoder or the place to write cannot be used.
     """
-    _check_file(out, "defects.safetensors")
+    check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     shots = [photo for photo in dataset.photos if photo.label != GOOD]
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
@@ -238,40 +232,30 @@ def draw_samples(
 
 
 def run_experiment(
-    folder: Path | None,
-    builtin: bool,
-    layout: str,
-    good: str,
-    crop: int | None,
+    source: Source,
     settings: Settings,
     out: Path,
     resume: bool,
     reporter: Reporter,
     prior: Path | None = None,
 ) -> Experiment:
-    """Evaluates on a folder (or the built-in set) and leaves `experiment.json` and `report.html`.
+    """Evaluates on photos and leaves `experiment.json` and `report.html`.
 
     Raises:
-        InputError: neither or both of folder and built-in set, settings out of range, or a folder that holds an
-            experiment and is not to be resumed.
+        InputError: photos that cannot be used, settings out of range, or a folder that holds an experiment and is not
+            to be resumed.
     """
-    if (folder is None) != builtin:
-        raise InputError("evaluate: give a folder with photos, or --builtin, one of the two")
     if settings.draws < 1:
         raise InputError(f"draws is {settings.draws}; must be 1 or more (10 for a claim)")
     if prior is not None:
-        _check_file(prior, "prior.safetensors")
+        check_file(prior, "prior.safetensors")
     target = out / "experiment.json"
     kept = None
     if target.exists():
         if not resume:
             raise InputError(f"{out}: holds an experiment; resume it with --resume or choose another --out")
         kept = read_experiment(target)
-    dataset = (
-        procedural_dataset(0, reporter=reporter)
-        if folder is None
-        else read_dataset(folder, layout, good, crop, reporter)
-    )
+    dataset = source.read(reporter)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -290,11 +274,7 @@ def run_experiment(
 
 
 def profile_modes(
-    folder: Path | None,
-    builtin: bool,
-    layout: str,
-    good: str,
-    crop: int | None,
+    source: Source,
     modes: Sequence[str],
     shots: int,
     samples: int,
@@ -303,22 +283,15 @@ def profile_modes(
     out: Path,
     reporter: Reporter,
 ) -> Profile:
-    """Measures modes on a folder (or the built-in set) and writes what they cost.
+    """Measures modes on photos and writes what they cost.
 
     Raises:
-        InputError: neither or both of folder and built-in set, photos or modes that cannot be used, or no place to
-            write.
+        InputError: photos or modes that cannot be used, or no place to write.
     """
-    if (folder is None) != builtin:
-        raise InputError("profile: give a folder with photos, or --builtin, one of the two")
-    _check_file(out, "costs.toml")
+    check_file(out, "costs.toml")
     if prior is not None:
-        _check_file(prior, "prior.safetensors")
-    dataset = (
-        procedural_dataset(0, reporter=reporter)
-        if folder is None
-        else read_dataset(folder, layout, good, crop, reporter)
-    )
+        check_file(prior, "prior.safetensors")
+    dataset = source.read(reporter)
     found = profile(dataset, modes, reporter, shots, samples, seed, Means(prior))
     write_profile(out, found)
     reporter.note(f"costs in {out}")

@@ -15,12 +15,22 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.photo import GOOD
 
-__all__ = ["check_folder", "write_dataset"]
+__all__ = ["check_file", "check_folder", "write_dataset"]
 
 # What the reader takes for something else than a class, and what Windows takes for a device.
 _TAKEN = {"img", "imgs", "image", "images", "mask", "masks", "ground_truth", "template", "templates", "train", "test"}
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _LONGEST = 80
+
+
+def check_file(out: Path, example: str) -> None:
+    """That a file can be written there, before the work.
+
+    Raises:
+        InputError: a folder is there, or the folder around it is missing.
+    """
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: a file in a folder that exists is needed, for instance {example}")
 
 
 def check_folder(path: Path) -> None:
