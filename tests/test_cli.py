@@ -1,7 +1,9 @@
 """The command line as a user types it."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gmel.cli.main import main
+from gmel.scenario.files import replace_file
 from gmel.scenario.load import parse_scenario, to_toml
 from small_plants import plant_text
 
@@ -179,6 +182,40 @@ def test_bad_places(plant: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(code, err, ["exists", "--resume"], plant.parent)
     code, _, err = gmel(capsys, "run", "--resume", "--out", plant.parent / "nothing")
     assert_refused(code, err, ["no such run folder"], plant.parent)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"), [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only"), (errno.EDQUOT, "quota")]
+)
+def test_a_full_disk_is_one_line_and_the_old_file_stays(
+    plant: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, failure: int, words: str
+) -> None:
+    out = plant.parent / "placed.toml"
+    out.write_text("old")
+
+    def write(self: Path, data: bytes) -> int:
+        raise OSError(failure, os.strerror(failure))  # as `write(2)` fails: without a name
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(OSError, match=re.escape(str(out))):
+        replace_file(out, b"new")
+    assert out.read_text() == "old"
+    assert [path.name for path in plant.parent.iterdir() if ".part" in path.name] == []
+    monkeypatch.setattr("gmel.cli.main.app", lambda **_: replace_file(out, b"new"))
+    code, _, err = gmel(capsys)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert str(out) in err
+    assert words in err
+
+
+def test_a_failure_of_ours_is_not_taken_for_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("gmel.cli.main.app", fail)
+    with pytest.raises(OSError, match="descriptor"):
+        main()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,20 @@ from typer.testing import CliRunner
 
 from gmel.cli.main import app
 from gmel.scenario.errors import InputError
+from gmel.synthesis.compose import Compose
+from gmel.synthesis.curves import COUNTS, by_samples_and_steps, curve
 from gmel.synthesis.data.dataset import Dataset, read_dataset
 from gmel.synthesis.data.procedural import draw_photo
 from gmel.synthesis.data.write import write_dataset
+from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.scores import METRICS
 from gmel.synthesis.evaluate import BASE, Experiment, Settings, evaluate, table, write_experiment
 from gmel.synthesis.fidelity import fidelity, kernel_distance, neighbourhood, novelty
-from gmel.synthesis.photo import GOOD
-from gmel.synthesis.report import headline, lines, write_report
+from gmel.synthesis.generator import steps_around
+from gmel.synthesis.lesson import Samples, prepare
+from gmel.synthesis.photo import GOOD, Photo
+from gmel.synthesis.recipes import Referee
+from gmel.synthesis.report import headline, lines, photos_jpeg, write_report
 from reporters import Silent
 
 QUICK = Settings(shots=3, draws=2, copies=2, per_shot=2)
@@ -76,12 +83,15 @@ def test_resumed_experiment_is_the_uninterrupted_one(plant: Dataset, found: Expe
 
 
 def test_page_stands_alone_and_shows_the_table(plant: Dataset, found: Experiment, tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", found, {"shots": list(plant.photos[32:35])})
+    write_report(tmp_path / "report.html", found, {"shots": photos_jpeg(plant.photos[32:35])})
     page = (tmp_path / "report.html").read_text("utf-8")
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     assert "data:image/jpeg;base64," in page
     for row in table(found).values():
         assert f"{100 * row['auroc']['value'].mean:.1f}" in page  # type: ignore[union-attr]
+    for evidence in found["draws"][0]["gate"]["evidence"]["detection"]:
+        assert f"<td>{evidence['candidate']}</td>" in page
+    assert "How many samples" not in page, "no curves were asked for"
     assert "too few to claim" in headline(found)
     assert lines(found)[1].startswith("real ")
 
@@ -100,8 +110,50 @@ def test_gains_are_claimed_only_where_the_draws_agree(found: Experiment) -> None
     assert "2.0 points more AUROC" in headline(having([0.01, 0.03] * 5))
     assert "2.0 points less AUROC" in headline(having([-0.01, -0.03] * 5))
     assert "no difference" in headline(having([0.05, -0.05] * 5))
+    assert "no difference" in headline(having([-0.01] * 7 + [0.0] * 3)), "a tie is no harm"
     assert "no difference" in headline(having([0.01] * 7 + [-0.001] * 3)), "seven of ten draws are too few"
     assert "too few" in headline(having([0.02] * 9))
+
+
+def test_curves_by_samples_hold_the_table_and_are_on_the_page(plant: Dataset, tmp_path: Path) -> None:
+    drawn = evaluate(plant, replace(QUICK, curves=True, per_shot=4), Silent())[0]
+    for draw in drawn["draws"]:
+        along = draw["curves"]["compose"]
+        assert [int(number) for number in along["samples"]] == list(COUNTS)
+        assert along["steps"] == {}, "composing has no steps"
+        # The recipe of the table is one point of the curve: the same generator, seed and share.
+        assert along["samples"]["4"] == draw["scores"][f"{BASE} + compose"]
+        assert along["samples"]["1"] != along["samples"]["32"]
+    gains = curve(drawn["draws"], "compose", "samples", "auroc", BASE)
+    assert gains[4].mean == table(drawn)[f"{BASE} + compose"]["auroc"]["gain"].mean  # type: ignore[union-attr]
+    write_report(tmp_path / "report.html", drawn, {})
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "How many samples, how many steps" in page
+    assert "By denoising steps" not in page
+
+
+def test_curve_of_steps_draws_anew_with_those_steps() -> None:
+    asked: list[int | None] = []
+
+    class Stepped(Compose):
+        default_steps = 4
+
+        def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
+            asked.append(steps)
+            if steps == 12:
+                raise InputError("at most 8 steps")
+            return super().sample(label, count, seed + (steps or 0))
+
+    shots = [draw_photo("cast", label, n, shape=(64, 64)) for label in ("pit", "scratch") for n in range(2)]
+    good = [draw_photo("cast", GOOD, n, shape=(64, 64)) for n in range(8)]
+    book = FeatureBook(extractor_for([*shots, *good]))
+    lesson = prepare(shots, good, (), book, 0, Silent(), copies=1)
+    lesson.samples["stepped"] = Samples(Stepped, shots, good, 1, book.extractor, 0, Silent())
+    test = [draw_photo("cast", label, 9, shape=(64, 64)) for label in (GOOD, "pit", "scratch")]
+    found = by_samples_and_steps(lesson, Referee(lesson, book(test), [photo.label for photo in test]))
+    assert list(found["stepped"]["steps"]) == ["1", "2", "4", "8"], "steps that the mode refuses are left out"
+    assert set(asked) == {None, *steps_around(4)}
+    assert steps_around(0) == ()
 
 
 def test_commands_from_folder_to_photos(folder: Path, tmp_path: Path) -> None:
@@ -135,11 +187,13 @@ def test_evaluate_as_a_user_types_it(folder: Path, tmp_path: Path) -> None:
     said = run.invoke(app, asked)
     assert said.exit_code == 0, said.output
     assert "gate" in said.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["experiment.json", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["compose.jpg", "experiment.json", "report.html", "shots.jpg"]
     with pytest.raises(InputError, match="--resume"):
         run.invoke(app, asked, catch_exceptions=False)
     more = run.invoke(app, [*asked[:-4], "--draws", "2", "--out", str(out), "--resume", "--json"])
     assert len(json.loads(more.stdout)["draws"]) == 2
+    page = (out / "report.html").read_text("utf-8")
+    assert page.count("data:image/jpeg;base64,") == 2, "the first draw was not repeated, its photos are shown"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command `gmel`: one file per verb, no logic here."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,10 @@ app.command("validate")(validate.validate)
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(synthesize.app, name="synthesize")
+
+
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
+"""Failures of the place that was chosen, not of ours: full, over quota, read-only, not permitted."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,6 +70,11 @@ def main() -> None:
         # The reader of our output has gone (`| head`); nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        place = error.filename or "standard output"
+        _fail(f"{place}: {error.strerror}; make room there, or choose another place")
 
 
 def _fail(message: str) -> None:

@@ -122,6 +122,9 @@ def evaluate(
     modes: Modes = "compose",
     test_per_class: TestPerClass = None,
     seed: SplitSeed = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Also measure utility by number of samples and by denoising steps.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for experiment.json and report.html.")] = Path("runs/synthesis"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     prior: Prior = None,
@@ -136,7 +139,8 @@ def evaluate(
     from gmel.synthesis.report import headline, lines  # noqa: PLC0415
 
     source = Source(folder, builtin, layout, good, crop)
-    settings = Settings(shots, draws, modes_named(modes), test_per_class, SPLIT_SEED if seed is None else seed)
+    split_seed = SPLIT_SEED if seed is None else seed
+    settings = Settings(shots, draws, modes_named(modes), test_per_class, split_seed, curves=curves)
     with ConsoleReporter() as reporter:
         found = run_experiment(source, settings, out, resume, reporter, prior)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))

@@ -32,7 +32,15 @@ from gmel.synthesis.detector.linear import Scaling
 from gmel.synthesis.diffusion.drawing import Draw
 from gmel.synthesis.diffusion.stitching import Field, windows_over
 from gmel.synthesis.fidelity import kernel_distance
-from gmel.synthesis.generator import NO_MEANS, CostLaw, Generator, Means, load_generator, save_generator
+from gmel.synthesis.generator import (
+    NO_MEANS,
+    CostLaw,
+    Generator,
+    Means,
+    load_generator,
+    save_generator,
+    steps_around,
+)
 from gmel.synthesis.modes import mode_named
 from gmel.synthesis.photo import GOOD, Floats, Photo
 
@@ -40,8 +48,6 @@ __all__ = ["ModeCost", "Profile", "clock", "cost_of", "fit_times", "profile", "q
 
 _IMAGES = (1, 4, 16)
 """Images of the tasks that are timed; the last is the size that `[[models]]` are for."""
-_SHARES = (0.25, 0.5, 1.0, 2.0, 3.0)
-"""Steps of the curve of quality, as multiples of the mode's usual steps."""
 _FEWEST_PHOTOS = 4
 """Photos of a class below which no distance is told."""
 
@@ -236,7 +242,7 @@ def cost_of(
         fit_s: seconds of its fit.
     """
     usual = generator.default_steps
-    curve = sorted({max(round(usual * share), 1) for share in _SHARES}) if usual else [0]
+    curve = steps_around(usual) or (0,)
     timed = (curve[0], curve[len(curve) // 2]) if usual else (0,)
     parts = len(timed) * len(_IMAGES) + len(curve)
     done = 0
@@ -269,7 +275,7 @@ def cost_of(
         file_bytes=size,
         usual_steps=usual,
         windows=windows,
-        steps=tuple(curve),
+        steps=curve,
         kid=tuple(kid),
         floor=distances.floor,
         quality=law,

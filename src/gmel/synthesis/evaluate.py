@@ -7,7 +7,7 @@ classic augmentation is paired by draw.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,22 +17,22 @@ from gmel.evaluation.progress import Reporter
 from gmel.evaluation.statistics import Interval, paired_t_interval, t_interval
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
+from gmel.synthesis.curves import by_samples_and_steps
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.data.splits import SPLIT_SEED, Split, few_shot_split
 from gmel.synthesis.detector.features import FeatureBook, extractor_for
-from gmel.synthesis.detector.scores import METRICS, Scores, score
+from gmel.synthesis.detector.scores import METRICS
 from gmel.synthesis.fidelity import fidelity
 from gmel.synthesis.gate import Decision, decide
 from gmel.synthesis.generator import NO_MEANS, Means
 from gmel.synthesis.lesson import Lesson, prepare, set_aside, variants_of_good
 from gmel.synthesis.photo import GOOD, Photo
-from gmel.synthesis.rows import CLASSIC, NONE, Choice, Heads, fit_heads
+from gmel.synthesis.recipes import SHARE, Referee
+from gmel.synthesis.rows import CLASSIC, NONE, Choice
 
 __all__ = ["FORMAT", "Experiment", "Settings", "evaluate", "read_experiment", "table", "write_experiment"]
 
 FORMAT = 1
-_SHARE = 0.15
-"""Share of a mode's samples where no gate chooses."""
 _FOLDS = 5
 _FOLDS_WITH_FITS = 2
 """Rounds of the gate where a mode has to be fitted anew in each."""
@@ -51,6 +51,7 @@ class Settings:
         split_seed: what decides which photos are tested on.
         copies: augmented variants of each shot.
         per_shot: samples of a mode for each shot.
+        curves: whether utility is measured by number of samples and by steps as well.
     """
 
     shots: int = 5
@@ -60,6 +61,7 @@ class Settings:
     split_seed: int = SPLIT_SEED
     copies: int = 8
     per_shot: int = 8
+    curves: bool = False
 
 
 Experiment = dict[str, Any]
@@ -71,7 +73,7 @@ def evaluate(
     settings: Settings,
     reporter: Reporter,
     kept: Experiment | None = None,
-    save: Callable[[Experiment], None] | None = None,
+    save: Callable[[Experiment, dict[str, list[Photo]]], None] | None = None,
     means: Means = NO_MEANS,
 ) -> tuple[Experiment, dict[str, list[Photo]]]:
     """Runs the experiment.
@@ -81,7 +83,7 @@ def evaluate(
         settings: what is asked.
         reporter: told how it goes on.
         kept: what an interrupted run has left; its draws are not repeated.
-        save: called after every draw.
+        save: called after every draw with what is returned in the end.
         means: files that modes may use.
 
     Returns:
@@ -126,7 +128,7 @@ def evaluate(
             good_rows=good_rows,
             means=means,
         )
-        entry = _draw(lesson, split, book)
+        entry = _draw(lesson, split, book, settings.curves)
         if draw == 0:
             found["fidelity"] = _fidelity(lesson, split, book)
             found["refused"] = lesson.refused
@@ -136,7 +138,7 @@ def evaluate(
         found["seconds"] = found.get("seconds", 0.0) + time.perf_counter() - began
         began = time.perf_counter()
         if save is not None:
-            save(found)
+            save(found, sheets)
         reporter.advance(draw + 1, settings.draws, f"draw {draw + 1} of {settings.draws}")
     return found, sheets
 
@@ -145,8 +147,8 @@ def table(found: Experiment, confidence: float = 0.95) -> dict[str, dict[str, di
     """Of every recipe and metric: the mean with its interval over draws, and the paired difference from the base.
 
     Returns:
-        By recipe and metric: `value` (an interval), `gain` (an interval), `ahead` (share of draws with a gain). Metrics
-        that the test set cannot give are left out.
+        By recipe and metric: `value` (an interval), `gain` (an interval), `ahead` and `behind` (shares of draws with a
+        gain and with a loss). Metrics that the test set cannot give are left out.
     """
     draws = found["draws"]
     rows: dict[str, dict[str, dict[str, Interval | float]]] = {}
@@ -161,6 +163,7 @@ def table(found: Experiment, confidence: float = 0.95) -> dict[str, dict[str, di
                 "value": t_interval(own, confidence),
                 "gain": paired_t_interval(own, base, confidence),
                 "ahead": float(np.mean(np.asarray(own) > np.asarray(base))),
+                "behind": float(np.mean(np.asarray(own) < np.asarray(base))),
             }
         rows[recipe] = row
     return rows
@@ -202,27 +205,18 @@ def _tell(book: FeatureBook, photos: Sequence[Photo], reporter: Reporter) -> Non
         reporter.advance(done, len(photos), f"features of {done} of {len(photos)} photos")
 
 
-def _draw(lesson: Lesson, split: Split, book: FeatureBook) -> dict[str, Any]:
+def _draw(lesson: Lesson, split: Split, book: FeatureBook, curves: bool) -> dict[str, Any]:
     """Scores of every recipe on the test photos, and what the gate has decided."""
-    features, labels = book(split.test), [photo.label for photo in split.test]
-    classes = sorted(set(lesson.real.labels.tolist()))
+    referee = Referee(lesson, book(split.test), [photo.label for photo in split.test])
     made = lesson.made(frozenset())
-
-    def scored(heads: Heads) -> dict[str, Any]:
-        return _plain(score(heads.probabilities(features), heads.classes, labels, heads.threshold))
-
-    def uniform(choice: Choice) -> dict[str, Any]:
-        mixture = dict.fromkeys(classes, choice)
-        heads = fit_heads(lesson.real, lesson.classic, made, mixture, mixture)
-        return scored(heads.alarming(lesson.judges.features))
-
-    scores = {"real": uniform(Choice(NONE)), BASE: uniform(Choice(CLASSIC))}
+    scores = {"real": referee.of_choice(Choice(NONE), made), BASE: referee.of_choice(Choice(CLASSIC), made)}
     for mode in lesson.samples:
-        scores[f"{BASE} + {mode}"] = uniform(Choice(mode, _SHARE))
+        scores[f"{BASE} + {mode}"] = referee.of_choice(Choice(mode, SHARE), made)
     folds = _FOLDS if all(samples.tracks_sources for samples in lesson.samples.values()) else _FOLDS_WITH_FITS
     decision = decide(lesson.real, lesson.classic, lesson.made, lesson.judges, folds)
-    scores["gate"] = scored(decision.heads)
-    return {"scores": scores, "gate": _said(decision)}
+    scores["gate"] = referee.scores(decision.heads)
+    entry = {"scores": scores, "gate": _said(decision)}
+    return {**entry, "curves": by_samples_and_steps(lesson, referee)} if curves else entry
 
 
 def _said(decision: Decision) -> dict[str, Any]:
@@ -231,12 +225,6 @@ def _said(decision: Decision) -> dict[str, Any]:
         "typing": {label: asdict(choice) for label, choice in decision.typing.items()},
         "evidence": {part: [asdict(found) for found in rows] for part, rows in decision.evidence.items()},
     }
-
-
-def _plain(scores: Scores) -> dict[str, Any]:
-    """Scores for JSON: what the test cannot give is null."""
-    values = {field.name: getattr(scores, field.name) for field in fields(scores)}
-    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
 
 
 def _fidelity(lesson: Lesson, split: Split, book: FeatureBook) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import replace_file
 from gmel.synthesis.costs import Profile, profile, write_profile
 from gmel.synthesis.data.dataset import Dataset, read_dataset
 from gmel.synthesis.data.paths import SUFFIXES
@@ -21,7 +22,7 @@ from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experim
 from gmel.synthesis.generator import Generator, Means, load_generator
 from gmel.synthesis.modes import MODES, mode_named
 from gmel.synthesis.photo import GOOD, Photo
-from gmel.synthesis.report import write_report
+from gmel.synthesis.report import photos_jpeg, write_report
 
 __all__ = [
     "detect_in",
@@ -239,7 +240,7 @@ def run_experiment(
     reporter: Reporter,
     prior: Path | None = None,
 ) -> Experiment:
-    """Evaluates on photos and leaves `experiment.json` and `report.html`.
+    """Evaluates on photos and leaves `experiment.json`, `report.html` and contact sheets of the first draw.
 
     Raises:
         InputError: photos that cannot be used, settings out of range, or a folder that holds an experiment and is not
@@ -261,14 +262,19 @@ def run_experiment(
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
 
-    def save(found: Experiment) -> None:
+    def save(found: Experiment, sheets: dict[str, list[Photo]]) -> None:
         try:
             write_experiment(target, found)
+            if len(found["draws"]) == 1:  # files, so that a resumed run has them for its page
+                for name, photos in sheets.items():
+                    replace_file(out / f"{name}.jpg", photos_jpeg(photos))
         except OSError as error:
             raise InputError(f"{target}: cannot be written ({error.strerror}); --resume goes on from there") from error
 
-    found, sheets = evaluate(dataset, settings, reporter, kept, save, Means(prior))
-    write_report(out / "report.html", found, sheets)
+    found, _ = evaluate(dataset, settings, reporter, kept, save, Means(prior))
+    sheets = {name: out / f"{name}.jpg" for name in ("shots", *settings.modes)}
+    shown = {name: place.read_bytes() for name, place in sheets.items() if place.is_file()}
+    write_report(out / "report.html", found, shown)
     reporter.note(f"report in {out / 'report.html'}")
     return found
 

@@ -32,6 +32,7 @@ __all__ = [
     "Shamming",
     "load_generator",
     "save_generator",
+    "steps_around",
 ]
 
 FORMAT = 1
@@ -157,6 +158,18 @@ class Generator(Protocol):
             InputError: an array is missing or has another shape.
         """
         ...
+
+
+_STEP_SHARES = (0.25, 0.5, 1.0, 2.0, 3.0)
+
+
+def steps_around(usual: int) -> tuple[int, ...]:
+    """Denoising steps for a curve of quality or utility: a quarter to three times the usual ones.
+
+    Args:
+        usual: steps of the mode where nobody says; 0 for none, then the curve is empty.
+    """
+    return tuple(sorted({max(round(usual * share), 1) for share in _STEP_SHARES})) if usual else ()
 
 
 def save_generator(path: Path, generator: Generator) -> None:

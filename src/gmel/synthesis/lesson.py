@@ -64,8 +64,9 @@ class Samples:
     ) -> None:
         self._means = means
         self.mode, self._shots, self._good = mode, tuple(shots), tuple(good)
-        self._per_shot, self._extractor, self._seed, self._reporter = per_shot, extractor, seed, reporter
-        self.generator, self.photos, self.rows = self._fitted(self._shots)
+        self.per_shot, self._extractor, self._seed, self._reporter = per_shot, extractor, seed, reporter
+        self.generator = self._fitted(self._shots)
+        self.photos, self.rows = self._drawn(self.generator, self._shots, per_shot)
         self._known = {frozenset[str](): self.rows}
 
     @property
@@ -81,19 +82,35 @@ class Samples:
             else:
                 rest = [photo for photo in self._shots if photo.name not in held]
                 nothing = self.rows.where(np.zeros(len(self.rows), np.bool_))
-                self._known[held] = self._fitted(rest)[2] if rest else nothing
+                self._known[held] = self._drawn(self._fitted(rest), rest, self.per_shot)[1] if rest else nothing
         return self._known[held]
 
-    def _fitted(self, shots: Sequence[Photo]) -> tuple[Generator, list[Photo], Rows]:
-        generator = self.mode.fit(shots, self._good, self._seed, self._reporter, self._means)
+    def again(self, per_shot: int, steps: int | None) -> Rows:
+        """Rows of other samples of the same generator.
+
+        Args:
+            per_shot: samples for each shot.
+            steps: denoising steps; those of the mode where it is none.
+
+        Raises:
+            InputError: steps that the mode does not allow.
+        """
+        return self._drawn(self.generator, self._shots, per_shot, steps)[1]
+
+    def _fitted(self, shots: Sequence[Photo]) -> Generator:
+        return self.mode.fit(shots, self._good, self._seed, self._reporter, self._means)
+
+    def _drawn(
+        self, generator: Generator, shots: Sequence[Photo], per_shot: int, steps: int | None = None
+    ) -> tuple[list[Photo], Rows]:
         photos: list[Photo] = []
         for label in generator.labels:
-            count = self._per_shot * sum(photo.label == label for photo in shots)
-            photos += generator.sample(label, count, self._seed)
+            count = per_shot * sum(photo.label == label for photo in shots)
+            photos += generator.sample(label, count, self._seed, steps)
         if isinstance(generator, Shamming):
             photos += generator.sham(_SHAM_FOR_SHOTS * len(shots), self._seed)
         # Like shots, samples are turned, cropped and lit anew: a detector must not learn that only shots are.
-        return generator, photos, rows_of(augmented(photos, 1, self._seed), self._extractor)
+        return photos, rows_of(augmented(photos, 1, self._seed), self._extractor)
 
 
 def rows_of(photos: Sequence[Photo], features: Callable[[Sequence[Photo]], Floats]) -> Rows:
