@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -89,8 +90,8 @@ def test_page_stands_alone_and_shows_the_table(plant: Dataset, found: Experiment
     assert "data:image/jpeg;base64," in page
     for row in table(found).values():
         assert f"{100 * row['auroc']['value'].mean:.1f}" in page  # type: ignore[union-attr]
-    for evidence in found["draws"][0]["gate"]["evidence"]["detection"]:
-        assert f"<td>{evidence['candidate']}</td>" in page
+    assert {row["candidate"] for row in found["draws"][0]["gate"]["evidence"]["detection"]} >= {"none", "compose 0.15"}
+    assert all(f"<td>detection</td><td>{words}</td>" in page for words in ("none", "compose 15 %"))
     assert "How many samples" not in page, "no curves were asked for"
     assert "too few to claim" in headline(found)
     assert lines(found)[1].startswith("real ")
@@ -136,7 +137,7 @@ def test_curve_of_steps_draws_anew_with_those_steps() -> None:
     asked: list[int | None] = []
 
     class Stepped(Compose):
-        default_steps = 4
+        default_steps: ClassVar[int] = 4
 
         def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
             asked.append(steps)

@@ -191,13 +191,19 @@ def _evidence(found: Experiment) -> str:
             gain = sum(row["gain"] for row in rows) / len(rows)
             held = sum(Evidence(**row).holds for row in rows)
             body += (
-                f'<tr><td>{part}</td><td>{escape(candidate)}</td><td class="number">{gain:+.3f}</td>'
+                f'<tr><td>{part}</td><td>{escape(_candidate(candidate))}</td><td class="number">{gain:+.3f}</td>'
                 f'<td class="number">{held} of {len(rows)}</td></tr>'
             )
     head = '<th>Part</th><th>Candidate</th><th class="number">Gain</th><th class="number">Believed in draws</th>'
     return f"""<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <p class="small">Gain over classic augmentation on shots that were held out, in nats, mean over draws. It is believed
 where it exceeds 1.64 of its standard errors; where nothing is, classic augmentation is used.</p>"""
+
+
+def _candidate(name: str) -> str:
+    """A share as the other table has it: "compose 0.05" is "compose 5 %"."""
+    mode, _, share = name.rpartition(" ")
+    return f"{mode} {100 * float(share):.0f} %" if share.replace(".", "", 1).isdigit() else name
 
 
 def _curves(found: Experiment, metrics: Mapping[str, str]) -> str:
