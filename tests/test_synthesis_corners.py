@@ -261,12 +261,21 @@ def test_what_is_no_whole_experiment_is_not_resumed(tmp_path: Path, text: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("verb", ["data", "fit", "sample", "evaluate", "train", "profile"])
+def test_negative_seeds_are_refused_before_any_work(verb: str, tmp_path: Path) -> None:
+    words = [] if verb in ("data", "evaluate") else ["-o", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, ["synthesize", verb, str(tmp_path / "absent"), *words, "--seed", "-1"])
+    assert said.exit_code == 2
+    assert "'--seed'" in said.output
+    assert "equal to 0" in said.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_sample_checks_before_it_draws_and_draws_each_class_once(tmp_path: Path) -> None:
     file, out = tmp_path / "g.safetensors", tmp_path / "drawn"
     save_generator(file, fitted([pit(0)], [part(1)]))
     asked = ["synthesize", "sample", str(file), "-o", str(out), "--count", "3"]
     for more, word in (
-        (["--seed", "-1"], "seed is -1"),
         (["--sheet", str(tmp_path / "no" / "sheet.png")], "no such folder"),
         (["--sheet", str(tmp_path / "sheet.gif")], "must end with"),
         (["--class", "crack"], "known are pit"),

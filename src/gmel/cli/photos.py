@@ -29,8 +29,8 @@ Shots = Annotated[int, typer.Option(help="Photos of each defect class to learn f
 Draws = Annotated[int, typer.Option(help="Independent draws of the shots; 10 or more for a claim.")]
 Modes = Annotated[str, typer.Option(help="Modes to try, separated by commas; the gate decides.")]
 TestPerClass = Annotated[int | None, typer.Option(help="Photos of each class to test on; default: half.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
-SplitSeed = Annotated[int | None, typer.Option(help="Of the split into test and rest.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+SplitSeed = Annotated[int | None, typer.Option(min=0, help="Of the split into test and rest.")]
 Prior = Annotated[
     Path | None,
     typer.Option(help="File of the prior on good parts, for modes with a network: read, or trained and written."),

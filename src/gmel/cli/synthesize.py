@@ -40,7 +40,7 @@ def data(
     crop: Crop = None,
     shots: Annotated[int, typer.Option(help="Photos of each defect class to learn from, for the split shown.")] = 5,
     builtin: Builtin = False,
-    seed: Annotated[int, typer.Option(help="Of the built-in set.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the built-in set.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the data set into this new folder, as PNG.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Contact sheet of every class, a .png or .jpg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

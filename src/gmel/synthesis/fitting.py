@@ -205,8 +205,6 @@ def draw_samples(
     """
     if not 1 <= count <= _MOST_SAMPLES:
         raise InputError(f"count is {count}; must be 1 to {_MOST_SAMPLES}")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; must be 0 or more")
     check_folder(out)
     if sheet is not None:
         check_sheet_path(sheet)
