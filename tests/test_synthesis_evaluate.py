@@ -131,6 +131,9 @@ def test_curves_by_samples_hold_the_table_and_are_on_the_page(plant: Dataset, tm
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "How many samples, how many steps" in page
     assert "By denoising steps" not in page
+    nothing = {**drawn, "draws": [{**draw, "curves": {}} for draw in drawn["draws"]]}
+    write_report(tmp_path / "report.html", nothing, {})
+    assert "How many samples" not in (tmp_path / "report.html").read_text("utf-8"), "no mode could be tried"
 
 
 def test_curve_of_steps_draws_anew_with_those_steps() -> None:

@@ -219,6 +219,8 @@ def _curves(found: Experiment, metrics: Mapping[str, str]) -> str:
         }
         if gains:
             figures += f"<figure>{curves_figure(gains, metrics, words)}<figcaption>By {words}.</figcaption></figure>"
+    if not figures:
+        return ""
     return f"""<section><h2>How many samples, how many steps</h2><div class="figures">{figures}</div>
 <p class="small">Points above real + classic with 95 % intervals over draws, paired. The weight of the samples within a
 class stays the same whatever their number.</p></section>"""
