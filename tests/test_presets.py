@@ -39,7 +39,7 @@ def capped(records: list[Records]) -> tuple[float, float, float]:
 
 def test_every_preset_is_there() -> None:
     papers = {"gmel", "mato", "lad-ts", "amcoedge", "agod", "adsac", "eat", "qeco", "abel"}
-    assert set(preset_names()) == papers | {"hall-20x5", "factory", "factory-xl"}
+    assert set(preset_names()) == papers | {"hall-20x5", "factory", "factory-xl", "live"}
     docs = Path(__file__).parents[1] / "docs"
     index = (docs / "presets.md").read_text(encoding="utf-8")
     for name in preset_names():

@@ -1,5 +1,6 @@
 """A data set as a folder of PNG files, in the image-folder layout."""
 
+import io
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from gmel.scenario.errors import InputError
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.photo import GOOD
 
-__all__ = ["check_file", "check_folder", "write_dataset"]
+__all__ = ["check_file", "check_folder", "png_bytes", "write_dataset"]
 
 # What the reader takes for something else than a class, and what Windows takes for a device.
 _TAKEN = {"img", "imgs", "image", "images", "mask", "masks", "ground_truth", "template", "templates", "train", "test"}
@@ -85,9 +86,16 @@ def _write_photos(dataset: Dataset, folder: Path, reporter: Reporter | None) -> 
             reporter.advance(number, len(dataset.photos), "writing photos")
 
 
+def png_bytes(array: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.bool_]) -> bytes:
+    """A PNG file of grey values [height, width], or of a mask."""
+    stream = io.BytesIO()
+    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def _write_image(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.bool_]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array).save(path)
+    path.write_bytes(png_bytes(array))
 
 
 def _safe_names(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:

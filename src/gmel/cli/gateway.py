@@ -1,0 +1,133 @@
+"""`gmel gateway`, `gmel server`, `gmel key`: the processes of a live plant."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmel.cli.extras import need
+
+__all__ = ["gateway", "key_app", "server"]
+
+Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need --keys.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")]
+KeysFile = Annotated[Path | None, typer.Option("--keys", help="File of keys (`gmel key add`).")]
+Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="Certificate, a PEM file; with --tls-key.")]
+CertificateKey = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, a PEM file.")]
+Trusted = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates to trust, a PEM file.")]
+
+KEY_VARIABLE = "GMEL_KEY"
+"""A key on the command line would be seen by everybody on the machine."""
+
+
+def gateway(
+    scenario: Annotated[str, typer.Argument(help="The plant: a preset or a scenario file.")] = "live",
+    folder: Annotated[Path, typer.Option(help="Of the ledger and the results.")] = Path("gateway"),
+    host: Host = "127.0.0.1",
+    port: Port = 8420,
+    policies: Annotated[Path | None, typer.Option(help="Folder of exported policies, each in its own folder.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="In charge at the start: a rule, or one of --policies.")
+    ] = "earliest-finish",
+    most_open: Annotated[int, typer.Option(min=1, help="Tasks without an end; one more is turned away.")] = 2000,
+    rate: Annotated[float, typer.Option(min=0.001, help="Tasks of one device per second.")] = 1000.0,
+    stall: Annotated[float, typer.Option(min=0.5, help="Silent seconds after which a server has stopped.")] = 5.0,
+    keys: KeysFile = None,
+    tls_cert: Certificate = None,
+    tls_key: CertificateKey = None,
+    tls_ca: Trusted = None,
+) -> None:
+    """Take tasks of devices, decide where each runs, and lose none."""
+    need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
+    from gmel.edge.gateway.gateway import Settings  # noqa: PLC0415
+    from gmel.edge.gateway.process import run_gateway  # noqa: PLC0415
+    from gmel.edge.serving import Place  # noqa: PLC0415
+
+    settings = Settings(
+        folder,
+        policies,
+        policy,
+        most_open,
+        rate,
+        stall_s=stall,
+        keys=keys,
+        server_key=os.environ.get(KEY_VARIABLE),
+        verify=True if tls_ca is None else str(tls_ca),
+    )
+    place = Place(host, port, tls_cert, tls_key)
+    run_gateway(scenario, place, settings, lambda address: typer.echo(f"gateway at {address}"))
+
+
+def server(
+    name: Annotated[str, typer.Argument(help="Name of the server.")],
+    gateway: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8420",
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of generators (`gmel synthesize fit`); without: it sleeps.")
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+    speed: Annotated[
+        float, typer.Option(min=0, help="Work units per second; default: as the gateway's plant says.")
+    ] = 0.0,
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="Tasks at once.")] = 1,
+    memory_gb: Annotated[float, typer.Option(min=0.001, help="For models; the least recently used leave.")] = 16.0,
+    slow: Annotated[
+        float, typer.Option(help="How much longer tasks take than they would; to show unlike servers.")
+    ] = 1.0,
+    advertise: Annotated[str | None, typer.Option(help="Address that the gateway is told.")] = None,
+    pull: Annotated[bool, typer.Option("--pull", help="Fetch tasks: only this server opens connections.")] = False,
+    keys: KeysFile = None,
+    tls_cert: Certificate = None,
+    tls_key: CertificateKey = None,
+    tls_ca: Trusted = None,
+) -> None:
+    """Run tasks for a gateway."""
+    need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
+    from gmel.edge.server.process import ServerOptions, run_server  # noqa: PLC0415
+    from gmel.edge.serving import Place  # noqa: PLC0415
+
+    options = ServerOptions(
+        name,
+        gateway.rstrip("/"),
+        models,
+        speed,
+        gpus,
+        memory_gb,
+        slow,
+        advertise,
+        pull,
+        keys,
+        os.environ.get(KEY_VARIABLE),
+        True if tls_ca is None else str(tls_ca),
+    )
+    place = Place(host, port, tls_cert, tls_key)
+    run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))
+
+
+key_app = typer.Typer(help="Keys of devices, servers and operators.", no_args_is_help=True)
+
+Role = Annotated[str, typer.Argument(help="device, server or operator.")]
+Name = Annotated[str, typer.Argument(help="Whose it is.")]
+
+
+@key_app.callback()
+def _key() -> None:  # pyright: ignore[reportUnusedFunction]
+    """Keys of devices, servers and operators: only their hashes are kept."""
+
+
+@key_app.command("add")
+def add(file: Annotated[Path, typer.Argument(help="File of keys.")], role: Role, name: Name) -> None:
+    """Make a key and print it, once."""
+    from gmel.edge.keys import add_key  # noqa: PLC0415
+
+    typer.echo(add_key(file, role, name))  # pyright: ignore[reportArgumentType]
+
+
+@key_app.command("revoke")
+def revoke(file: Annotated[Path, typer.Argument(help="File of keys.")], role: Role, name: Name) -> None:
+    """Take a key back; a gateway notices within a second."""
+    from gmel.edge.keys import remove_key  # noqa: PLC0415
+
+    remove_key(file, role, name)  # pyright: ignore[reportArgumentType]
+    typer.echo(f"revoked: {role} {name}")

@@ -1,0 +1,356 @@
+"""From an accepted task to its one result: decide, send, and send elsewhere when a server breaks.
+
+Every accepted task is in exactly one place: in the lane of the server that was chosen for it, at that server, or parked
+because no server can take it. A lane sends a few tasks ahead so that the server never waits; the others stay here, and
+are decided anew at once when the server dies.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gmel.edge.deciding import Decider, Decision
+from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError
+from gmel.edge.fleet import Fleet, Flight, ServerState
+from gmel.edge.ledger import Entry, Ledger, LedgerError
+from gmel.edge.metrics import Metrics
+from gmel.edge.store import Store, name_of
+from gmel.edge.task import CANCELLED, DONE, EXPIRED, FAILED, Task
+
+__all__ = ["Dispatcher", "Job", "Tell"]
+
+_SWEEP_S = 0.25
+_AHEAD = 2
+"""Tasks at a server beyond those that it works on."""
+_MOST_ERRORS = 3
+"""Failures of the task itself, each at another server where there is one, after which it has failed."""
+_SMALL = 16 * 1024
+"""Bytes of a result that the ledger keeps itself."""
+_PATIENCE_S = 0.5
+"""Between attempts to write what the disk does not take."""
+
+Tell = Callable[[dict[str, Any]], None]
+"""Is told of every change, for those who watch."""
+
+
+@dataclass
+class Job:
+    """A task that has not ended."""
+
+    entry: Entry
+    accepted: float
+    """Of the monotonic clock."""
+    attempt: int = 0
+    errors: int = 0
+    avoid: list[str] = field(default_factory=list[str])
+    decision: Decision | None = None
+    decided: float = 0.0
+    flight: Flight | None = None
+    running: "asyncio.Task[None] | None" = None
+    progress: float = 0.0
+    stage: str = "waiting"
+    sent: float = 0.0
+    arrived: float | None = None
+    over: bool = False
+    """Its end is being written: nobody sends it any more."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def task(self) -> Task:
+        return self.entry.task
+
+
+class Dispatcher:
+    """See the module."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, fleet: Fleet, decider: Decider, engine: Engine, metrics: Metrics, tell: Tell
+    ) -> None:
+        self.ledger, self.store, self.fleet, self.decider, self.engine = ledger, store, fleet, decider, engine
+        self.metrics, self._tell = metrics, tell
+        self.jobs: dict[str, Job] = {}
+        self.parked: deque[Job] = deque()
+        self._lanes: dict[str, deque[Job]] = {}
+        self._at: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self.open = True
+
+    def start(self) -> None:
+        """Takes up every task that has no end, then watches over servers."""
+        now = time.monotonic()
+        for entry in self.ledger.unfinished():
+            self.take(entry, now)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def take(self, entry: Entry, accepted: float) -> Job:
+        """A task that was accepted: decides on it and sends it."""
+        job = Job(entry, accepted, entry.attempt)
+        self.jobs[entry.task.id] = job
+        self._place(job)
+        return job
+
+    async def cancel(self, task_id: str) -> Entry | None:
+        """Cancels a task wherever it is; the entry as it is then, None for an id that is not here."""
+        entry = await self.ledger.cancel(task_id)
+        job = self.jobs.get(task_id)
+        if entry is None or job is None or entry.state != CANCELLED:
+            return entry
+        job.over = True
+        if job.running is not None and job.decision is not None:
+            await self.engine.cancel(job.decision.server, task_id)
+            job.running.cancel()
+        else:
+            self._leave(job)
+        self._end(job, CANCELLED)
+        return entry
+
+    async def close(self) -> None:
+        """Stops sending. Tasks without an end are taken up at the next start."""
+        self.open = False
+        everything = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
+        for task in everything:
+            task.cancel()
+        await asyncio.gather(*everything, return_exceptions=True)
+
+    def lane(self, server: str) -> int:
+        """Tasks that wait here for a server."""
+        return len(self._lanes.get(server, ()))
+
+    def _place(self, job: Job, again: bool = False) -> None:
+        """Decides, and puts the task into the lane of the server; or parks it.
+
+        Args:
+            job: the task.
+            again: it was just refused or lost. Where only servers are left that had it, it waits for the next sweep.
+        """
+        now = time.monotonic()
+        if job.over or self._expired(job, now):
+            return
+        began = time.perf_counter()
+        decision = None
+        if not again or self.fleet.usable(job.task.model, now, job.avoid):
+            decision = self.decider.decide(job.task, now, now - job.accepted, job.avoid)
+        self.metrics.decision_s.observe(time.perf_counter() - began)
+        job.stage = "waiting"
+        if decision is None:
+            job.decision = job.flight = None
+            self.parked.append(job)
+            return
+        job.decision, job.decided = decision, now
+        job.flight = self.fleet.expect(job.task, decision.server)
+        decision.server.send(job.flight, self.fleet.memory_of)
+        self.metrics.decisions.labels(decision.server.name, decision.policy).inc()
+        self._lanes.setdefault(decision.server.name, deque()).append(job)
+        self._say(job, "decided", server=decision.server.name)
+        self._pump(decision.server)
+
+    def _pump(self, server: ServerState) -> None:
+        lane = self._lanes.get(server.name)
+        while lane and self.open and self._at.get(server.name, 0) < server.gpus + _AHEAD:
+            job = lane.popleft()
+            self._at[server.name] = self._at.get(server.name, 0) + 1
+            job.running = asyncio.create_task(self._attempt(job, server))
+            self._tasks.add(job.running)
+            job.running.add_done_callback(self._tasks.discard)
+
+    def _leave(self, job: Job) -> None:
+        """Takes a task out of wherever it waits, and off the count of its server."""
+        if job.decision is None:
+            with contextlib.suppress(ValueError):
+                self.parked.remove(job)
+            return
+        server = job.decision.server
+        server.flights.pop(job.task.id, None)
+        with contextlib.suppress(ValueError, KeyError):
+            self._lanes[server.name].remove(job)
+
+    async def _attempt(self, job: Job, server: ServerState) -> None:
+        """One try at one server, to whatever end."""
+        assert job.flight is not None
+        flight = job.flight
+        answer: Answer | None = None
+        lost = False
+        try:
+            if self._expired(job, time.monotonic()):
+                return
+            job.attempt += 1
+            job.sent, job.arrived = time.monotonic(), None
+            self.ledger.lease(job.task.id, server.name, job.attempt, time.time() + flight.work_s + 60.0)
+            answer = await self.engine.submit(
+                server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
+            )
+            server.succeed(flight, answer.service_s)
+        except LostError as error:
+            lost = True
+            self._broke(job, server, str(error), "lost")
+        except RefusedError as error:
+            self._broke(job, server, str(error), "refused")
+        finally:
+            server.flights.pop(job.task.id, None)
+            self._at[server.name] -= 1
+            job.running = None
+            if self.open:
+                if lost:
+                    self._abandon(server)
+                self._pump(server)
+        if job.over:
+            return
+        if answer is None:
+            job.avoid = [*job.avoid, server.name][-16:]
+            self.ledger.release(job.task.id)
+            self._place(job, again=True)
+        else:
+            await self._finish(job, server, answer)
+
+    def _broke(self, job: Job, server: ServerState, reason: str, kind: str) -> None:
+        if kind == "lost":
+            server.fail(time.monotonic())
+        self.metrics.retries.labels(server.name, kind).inc()
+        self._say(job, "retried", server=server.name, error=reason[:200])
+
+    def _abandon(self, server: ServerState) -> None:
+        """What waited for a server that broke is decided anew."""
+        waiting = self._lanes.pop(server.name, deque())
+        for job in waiting:
+            server.flights.pop(job.task.id, None)
+        for job in waiting:
+            self._place(job)
+
+    def _hear(self, job: Job, event: str, said: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if job.arrived is None:
+            job.arrived = now
+        if event == "running" and job.flight is not None:
+            job.flight.began = now
+        if event == "loading" and job.flight is not None and job.flight.began is None:
+            job.flight.began = now
+        share = said.get("share")
+        if isinstance(share, int | float):
+            job.progress = min(max(float(share), 0.0), 1.0)
+        job.stage = event
+        self._say(job, event, share=job.progress)
+
+    async def _finish(self, job: Job, server: ServerState, answer: Answer) -> None:
+        if answer.data is None:
+            job.errors += 1
+            job.avoid = [*job.avoid, server.name][-16:]
+            self.metrics.retries.labels(server.name, "failed").inc()
+            if job.errors < _MOST_ERRORS:
+                self._place(job, again=True)
+                return
+            await self._write(job, FAILED, server=server.name, error=answer.error)
+            return
+        name, small = name_of(answer.data), len(answer.data) <= _SMALL
+        while not small and self.open:
+            try:
+                await asyncio.to_thread(self.store.put, answer.data)
+                break
+            except OSError as error:
+                self.metrics.disk_errors.inc()
+                self._say(job, "retried", error=f"store: {error}")
+                await asyncio.sleep(_PATIENCE_S)
+        await self._write(
+            job,
+            DONE,
+            server=server.name,
+            result=name,
+            result_bytes=len(answer.data),
+            data=answer.data if small else None,
+            record=self._record(job, server, answer),
+        )
+
+    async def _write(self, job: Job, state: str, **how: Any) -> None:
+        """Writes an end until the disk has taken it: the work is done, it would be a waste to lose it."""
+        while self.open:
+            try:
+                if not await self.ledger.finish(job.task.id, state, **how):
+                    self.metrics.duplicates.inc()
+                self._end(job, state)
+                return
+            except LedgerError:
+                self.metrics.disk_errors.inc()
+                await asyncio.sleep(_PATIENCE_S)
+
+    def _end(self, job: Job, state: str) -> None:
+        self.jobs.pop(job.task.id, None)
+        job.stage = state
+        job.ended.set()
+        latency_s = time.monotonic() - job.accepted
+        self.metrics.ended.labels(state).inc()
+        if state == DONE:
+            self.metrics.latency_s.observe(latency_s)
+            self.metrics.note_latency(latency_s, latency_s <= job.task.deadline_s)
+        self._say(job, state, latency_s=latency_s)
+
+    def _expired(self, job: Job, now: float) -> bool:
+        """Ends a task whose deadline has passed where it is worth nothing afterwards."""
+        if not job.task.expire or now - job.accepted <= job.task.deadline_s or job.over:
+            return False
+        if job.decision is not None:
+            job.decision.server.flights.pop(job.task.id, None)
+        job.over = True
+        task = asyncio.create_task(self._write(job, EXPIRED))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _record(self, job: Job, server: ServerState, answer: Answer) -> dict[str, Any]:
+        """One row, with the names of `gmel.simulator.records` where they mean the same; times since the task was
+        accepted are those of the monotonic clock, so that a wall clock that jumps does not bend them."""
+        assert job.decision is not None
+        now = time.monotonic()
+        zero, accepted = job.accepted, job.entry.accepted_s
+        at_server = answer.wait_s + answer.switch_s + answer.service_s
+        on_the_way = max(now - job.sent - at_server, 0.0)
+        upload_s = on_the_way if job.arrived is None else min(job.arrived - job.sent, on_the_way)
+        uploaded = job.sent - zero + upload_s
+        task = job.task
+        return {
+            "id": task.id,
+            "device": task.device,
+            "server": server.name,
+            "model": task.model,
+            "images": task.images,
+            "steps": task.steps,
+            "size_bit": task.size_bit,
+            "generated_s": accepted,
+            "decided_s": accepted + job.decided - zero,
+            "upload_start_s": accepted + job.sent - zero,
+            "upload_end_s": accepted + uploaded,
+            "start_s": accepted + uploaded + answer.wait_s,
+            "end_s": accepted + now - zero,
+            "wait_to_slot_s": job.sent - zero,
+            "upload_s": upload_s,
+            "queue_s": answer.wait_s,
+            "switch_s": answer.switch_s,
+            "service_s": answer.service_s,
+            "download_s": on_the_way - upload_s,
+            "latency_s": now - zero,
+            "deadline_s": task.deadline_s,
+            "attempt": job.attempt,
+            "policy": job.decision.policy,
+            "version": job.decision.version,
+            "expected_s": job.decision.expected_s,
+            "status": "done" if now - zero <= task.deadline_s else "late",
+            "kind": answer.kind,
+        }
+
+    async def _sweep(self) -> None:
+        """Looks after servers that fell silent, and tasks that nobody could take."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.monotonic()
+            for server in list(self.fleet.servers.values()):
+                if self._lanes.get(server.name) and not server.alive(now):
+                    self._abandon(server)
+                self._pump(server)
+            for _ in range(len(self.parked)):
+                self._place(self.parked.popleft())
+
+    def _say(self, job: Job, event: str, **facts: Any) -> None:
+        self._tell({"event": event, "id": job.task.id, "device": job.task.device, "model": job.task.model, **facts})

@@ -1,0 +1,1 @@
+"""Ways to reach edge servers, behind one interface (`engine.py`)."""

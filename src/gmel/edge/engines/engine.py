@@ -1,0 +1,67 @@
+"""What a gateway asks of whatever runs the tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gmel.edge.fleet import Beat, ServerState
+from gmel.edge.task import Task
+
+__all__ = ["Answer", "Engine", "LostError", "RefusedError", "Told"]
+
+Told = Callable[[str, dict[str, Any]], None]
+"""Is told what happens to a task at the server: `queued`, `loading`, `running`, `progress`, with facts."""
+
+
+class LostError(Exception):
+    """The server broke off, cannot be reached, or fell silent: the task has to run elsewhere."""
+
+
+class RefusedError(Exception):
+    """The server is well, but does not take this task now (full, draining, or without the model)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a task ended at a server.
+
+    Attributes:
+        data: the result; none where it failed.
+        error: why it failed.
+        kind: media type of the result.
+        wait_s: seconds in the queue of the server.
+        switch_s: seconds until its model was in memory.
+        service_s: seconds of work.
+    """
+
+    data: bytes | None
+    error: str | None = None
+    kind: str = "application/octet-stream"
+    wait_s: float = 0.0
+    switch_s: float = 0.0
+    service_s: float = 0.0
+
+
+class Engine(Protocol):
+    """Runs tasks at servers. Every call ends within a time of its own, whatever the server does."""
+
+    async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
+        """Runs a task to its end. Sending the same id to the same server again does not run it twice.
+
+        Raises:
+            LostError: nothing will come any more.
+            RefusedError: it was not taken.
+        """
+        ...
+
+    async def cancel(self, server: ServerState, task_id: str) -> None:
+        """Tells a server that nobody wants a task any more; that it hears it is not certain."""
+        ...
+
+    async def heartbeat(self, server: ServerState) -> Beat | None:
+        """What a server says of itself, for engines whose servers do not say it on their own; None for nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        ...

@@ -1,0 +1,147 @@
+"""Edge servers that fetch their tasks: only they open connections, so they may stand behind a firewall.
+
+The gateway side: tasks wait here until the server asks for some (long poll), then until it brings the result. What the
+server says in between is its sign of life.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError, Told
+from gmel.edge.fleet import Beat, ServerState
+from gmel.edge.task import Task
+
+__all__ = ["EitherEngine", "PullEngine"]
+
+
+@dataclass
+class _Errand:
+    task: Task
+    attempt: int
+    told: Told
+    answer: "asyncio.Future[Answer]"
+    heard: float = field(default_factory=time.monotonic)
+    fetched: bool = False
+
+
+class PullEngine:
+    """See the module.
+
+    Args:
+        stall_s: silence of a server after which it has stopped.
+    """
+
+    def __init__(self, stall_s: float = 5.0) -> None:
+        self._stall_s = stall_s
+        self._errands: dict[str, dict[str, _Errand]] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._gone: dict[str, set[str]] = {}
+
+    async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
+        """As :meth:`Engine.submit`."""
+        errands = self._errands.setdefault(server.name, {})
+        errand = _Errand(task, attempt, told, asyncio.get_running_loop().create_future())
+        errands[task.id] = errand
+        self._bell(server.name).set()
+        try:
+            while True:
+                left = errand.heard + self._stall_s - time.monotonic()
+                if left <= 0:
+                    raise LostError(f"{server.name}: silent for {self._stall_s:g} s")
+                done, _ = await asyncio.wait([errand.answer], timeout=left)
+                if done:
+                    return errand.answer.result()
+        finally:
+            if errands.get(task.id) is errand:
+                del errands[task.id]
+
+    async def cancel(self, server: ServerState, task_id: str) -> None:
+        """As :meth:`Engine.cancel`: the server hears it when it asks next."""
+        self._gone.setdefault(server.name, set()).add(task_id)
+        self._bell(server.name).set()
+
+    async def heartbeat(self, server: ServerState) -> Beat | None:
+        """Servers say it on their own."""
+        del server
+
+    async def close(self) -> None:
+        """As :meth:`Engine.close`."""
+        for errands in self._errands.values():
+            for errand in errands.values():
+                if not errand.answer.done():
+                    errand.answer.set_exception(LostError("the gateway closes"))
+
+    async def fetch(self, server: str, room: int, wait_s: float) -> dict[str, Any]:
+        """Tasks for a server that has room for some, as soon as there are any; and those that nobody wants any more."""
+        bell = self._bell(server)
+        until = time.monotonic() + wait_s
+        while True:
+            bell.clear()
+            waiting = [errand for errand in self._errands.get(server, {}).values() if not errand.fetched]
+            gone = self._gone.pop(server, set())
+            if (waiting and room > 0) or gone:
+                given = waiting[:room]
+                for errand in given:
+                    errand.fetched, errand.heard = True, time.monotonic()
+                tasks = [{"task": errand.task.as_json(), "attempt": errand.attempt} for errand in given]
+                return {"tasks": tasks, "cancelled": sorted(gone)}
+            left = until - time.monotonic()
+            if left <= 0:
+                return {"tasks": [], "cancelled": []}
+            try:
+                await asyncio.wait_for(bell.wait(), left)
+            except TimeoutError:
+                continue
+
+    def hear(self, server: str, task_id: str, event: str, said: dict[str, Any]) -> bool:
+        """What a server says of a task; False where nobody waits for it there any more."""
+        errand = self._errands.get(server, {}).get(task_id)
+        if errand is None:
+            return False
+        errand.heard = time.monotonic()
+        if event != "beat":
+            errand.told(event, said)
+        return True
+
+    def bring(self, server: str, task_id: str, answer: Answer | None, reason: str = "") -> bool:
+        """The end of a task at a server (none: it was refused); False where nobody waits for it there any more."""
+        errand = self._errands.get(server, {}).get(task_id)
+        if errand is None or errand.answer.done():
+            return False
+        if answer is None:
+            errand.answer.set_exception(RefusedError(f"{server}: {reason}"))
+        else:
+            errand.answer.set_result(answer)
+        return True
+
+    def _bell(self, server: str) -> asyncio.Event:
+        return self._news.setdefault(server, asyncio.Event())
+
+
+class EitherEngine:
+    """The engine that suits a server: over HTTP where it has an address, else the one whose tasks it fetches."""
+
+    def __init__(self, push: Engine, pull: PullEngine) -> None:
+        self.push, self.pull = push, pull
+
+    def _of(self, server: ServerState) -> Engine:
+        return self.push if server.beat is not None and server.beat.url is not None else self.pull
+
+    async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
+        """As :meth:`Engine.submit`."""
+        return await self._of(server).submit(server, task, attempt, told)
+
+    async def cancel(self, server: ServerState, task_id: str) -> None:
+        """As :meth:`Engine.cancel`."""
+        await self._of(server).cancel(server, task_id)
+
+    async def heartbeat(self, server: ServerState) -> Beat | None:
+        """As :meth:`Engine.heartbeat`."""
+        return await self._of(server).heartbeat(server)
+
+    async def close(self) -> None:
+        """As :meth:`Engine.close`."""
+        await self.push.close()
+        await self.pull.close()

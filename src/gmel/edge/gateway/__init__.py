@@ -1,0 +1,1 @@
+"""The gateway: what devices, servers and operators call."""

@@ -1,0 +1,86 @@
+"""The application of a gateway: its routes, its life, and how what goes wrong is told."""
+
+import contextlib
+import math
+from collections.abc import AsyncGenerator
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from gmel import __version__
+from gmel.edge.bodies import TooLargeError
+from gmel.edge.engines.engine import Engine
+from gmel.edge.gateway.gateway import Gateway, RefusalError, Settings
+from gmel.edge.gateway.operations import add_operations
+from gmel.edge.gateway.policies import add_policies
+from gmel.edge.gateway.schema import ERROR
+from gmel.edge.gateway.servers import add_servers
+from gmel.edge.gateway.tasks import add_tasks
+from gmel.edge.ledger import LedgerError
+from gmel.edge.plant import Plant
+from gmel.scenario.errors import InputError
+
+__all__ = ["gateway_app"]
+
+
+def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        plant: servers and models.
+        settings: see there.
+        engine: how servers with an address are reached; HTTP if left out.
+
+    Raises:
+        InputError: settings that cannot be used.
+    """
+    gateway = Gateway(plant, settings, engine)
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
+        await gateway.open()
+        try:
+            yield
+        finally:
+            await gateway.close()
+
+    app = FastAPI(
+        title="GMEL gateway",
+        version=__version__,
+        description="Takes generation tasks of devices, decides where each runs, and loses none.",
+        lifespan=life,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        responses=dict.fromkeys((400, 401, 403), ERROR),
+    )
+    app.state.gateway = gateway
+
+    @app.exception_handler(RefusalError)
+    async def refusal(request: Request, error: RefusalError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        headers = {} if error.after_s is None else {"Retry-After": str(min(max(math.ceil(error.after_s), 1), 60))}
+        if error.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse({"error": error.message}, error.status, headers)
+
+    @app.exception_handler(InputError)
+    async def bad_input(request: Request, error: InputError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        return JSONResponse({"error": str(error)}, 400)
+
+    @app.exception_handler(TooLargeError)
+    async def too_large(request: Request, error: TooLargeError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        return JSONResponse({"error": str(error)}, 413)
+
+    @app.exception_handler(LedgerError)
+    async def no_ledger(request: Request, error: LedgerError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        gateway.metrics.disk_errors.inc()
+        return JSONResponse({"error": f"the ledger cannot be written: {error}"}, 503, {"Retry-After": "5"})
+
+    add_tasks(app, gateway)
+    add_servers(app, gateway)
+    add_policies(app, gateway)
+    add_operations(app, gateway)
+    return app

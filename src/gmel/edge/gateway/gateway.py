@@ -1,0 +1,292 @@
+"""What the routes of a gateway share: who may do what, which tasks are taken, what is told of it all."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from prometheus_client import generate_latest
+
+from gmel import __version__
+from gmel.edge.deciding import RULES, Decider
+from gmel.edge.dispatch import Dispatcher
+from gmel.edge.engines.engine import Engine
+from gmel.edge.engines.http import HttpEngine
+from gmel.edge.engines.pull import EitherEngine, PullEngine
+from gmel.edge.fleet import Fleet
+from gmel.edge.keys import OPEN, Caller, Keys
+from gmel.edge.ledger import Entry, Ledger
+from gmel.edge.metrics import Metrics
+from gmel.edge.plant import Plant
+from gmel.edge.store import FolderStore
+from gmel.edge.task import DONE, FINAL, Task, check_name
+
+__all__ = ["MOST_BODY", "MOST_WAIT_S", "Gateway", "RefusalError", "Settings"]
+
+MOST_BODY = 64 * 1024
+"""Bytes of a request, but for results."""
+MOST_WAIT_S = 60.0
+"""Longest wait of a request for something to happen."""
+_MOST_WATCHERS = 100
+_MOST_DEVICES = 100_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a gateway is run.
+
+    Attributes:
+        folder: of the ledger and the results.
+        policies: folder of exported policies, each in a folder of its own; none for rules alone.
+        policy: in charge at the start.
+        most_open: tasks without an end; one more is turned away.
+        rate_per_s: tasks of one device per second that are accepted on average.
+        burst: tasks of one device that are accepted at once.
+        stall_s: silence of a server after which its tasks go elsewhere.
+        keys: file of keys; none: everybody may do everything (on this machine only).
+        server_key: what servers are shown.
+        verify: certificates of servers that are trusted: false, or a file.
+        seed: of rules that draw.
+    """
+
+    folder: Path
+    policies: Path | None = None
+    policy: str = "earliest-finish"
+    most_open: int = 2000
+    rate_per_s: float = 1000.0
+    burst: int = 2000
+    stall_s: float = 5.0
+    keys: Path | None = None
+    server_key: str | None = None
+    verify: bool | str = True
+    seed: int = 0
+
+
+class RefusalError(Exception):
+    """An answer that is no result."""
+
+    def __init__(self, status: int, message: str, after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.after_s = status, message, after_s
+
+
+class Gateway:
+    """What the routes share. Made before the loop runs; `open` and `close` belong to the life of the application."""
+
+    def __init__(self, plant: Plant, settings: Settings, engine: Engine | None = None) -> None:
+        """Checks all that can be checked before the first request.
+
+        Raises:
+            InputError: keys or a policy that cannot be used.
+        """
+        self.plant, self.settings = plant, settings
+        self.keys = None if settings.keys is None else Keys(settings.keys)
+        self.fleet = Fleet(plant)
+        self.decider = Decider(self.fleet, settings.policies, settings.seed)
+        self.decider.change(settings.policy, time.time())
+        self.metrics = Metrics()
+        self.pull = PullEngine(settings.stall_s)
+        self._engine = engine
+        self.began_s = time.time()
+        self._watchers: set[asyncio.Queue[str]] = set()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def open(self) -> None:
+        """Opens the ledger and takes up what is unfinished."""
+        settings = self.settings
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(settings.folder / "ledger.sqlite")
+        self.store = FolderStore(settings.folder / "results")
+        push = self._engine or HttpEngine(settings.stall_s, settings.server_key, settings.verify)
+        self.engine = EitherEngine(push, self.pull)
+        self.dispatcher = Dispatcher(
+            self.ledger, self.store, self.fleet, self.decider, self.engine, self.metrics, self.tell
+        )
+        self.dispatcher.start()
+
+    async def close(self) -> None:
+        """Ends what is under way; tasks without an end are taken up at the next start."""
+        await self.dispatcher.close()
+        await self.engine.close()
+        await self.ledger.close()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tells all who watch; who is too slow misses some."""
+        if self._watchers:
+            line = json.dumps(event | {"at_s": round(time.time(), 3)})
+            for watcher in self._watchers:
+                with contextlib.suppress(asyncio.QueueFull):
+                    watcher.put_nowait(line)
+
+    def watch(self) -> "asyncio.Queue[str]":
+        """A queue of all that happens from now on."""
+        if len(self._watchers) >= _MOST_WATCHERS:
+            raise RefusalError(429, f"events: {_MOST_WATCHERS} are watching", 5.0)
+        watcher: asyncio.Queue[str] = asyncio.Queue(1000)
+        self._watchers.add(watcher)
+        return watcher
+
+    def leave(self, watcher: "asyncio.Queue[str]") -> None:
+        """Nobody reads this queue any more."""
+        self._watchers.discard(watcher)
+
+    def caller(self, request: Request) -> Caller:
+        """Who calls."""
+        if self.keys is None:
+            return OPEN
+        caller = self.keys.caller(request.headers.get("authorization"))
+        if caller is None:
+            raise RefusalError(401, "no key, or one that is not known: send `Authorization: Bearer KEY`")
+        return caller
+
+    def operator(self, request: Request) -> None:
+        """Lets operators alone through."""
+        if self.caller(request).role != "operator":
+            raise RefusalError(403, "this is for operators")
+
+    def server(self, request: Request, name: str) -> None:
+        """Lets the server of a name through."""
+        check_name(name, "server")
+        if not self.caller(request).may("server", name):
+            raise RefusalError(403, f"this is for the server {name}")
+
+    async def accept(self, task: Task, caller: Caller) -> tuple[Entry, bool]:
+        """Takes a task on, or finds it; True where it is new."""
+        if not caller.may("device", task.device):
+            raise RefusalError(403, f"the key is not that of the device {task.device}")
+        job = self.dispatcher.jobs.get(task.id)
+        known = job.entry if job is not None else None
+        if known is None:
+            known = self._reason_against(task)
+        if known is not None:
+            return self._same(known, task.digest), False
+        accepted = time.monotonic()
+        verdict, entry = await self.ledger.accept(task)
+        if verdict != "new":
+            return self._same(entry, task.digest), False
+        self.metrics.accepted.inc()
+        self.dispatcher.take(entry, accepted)
+        return entry, True
+
+    def _reason_against(self, task: Task) -> Entry | None:
+        """Turns a task away; or gives the entry of one that is here already, which costs nothing."""
+        refusal: RefusalError | None = None
+        state = self.fleet.state(task.model, time.monotonic())
+        if state == "none alive":
+            refusal = RefusalError(503, "no server is alive", 5.0)
+        elif state == "not offered":
+            refusal = RefusalError(404, f"model {task.model!r}: no server that is alive has it")
+        elif len(self.dispatcher.jobs) >= self.settings.most_open:
+            now = time.monotonic()
+            alive = [each.backlog_s(now) for each in self.fleet.servers.values() if each.alive(now)]
+            refusal = RefusalError(429, f"all servers are busy: {self.settings.most_open} tasks are open", min(alive))
+        elif not self._within_rate(task.device):
+            refusal = RefusalError(
+                429, f"device {task.device}: more than {self.settings.rate_per_s:g} tasks per second", 1.0
+            )
+        if refusal is None:
+            return None
+        known = self.ledger.get(task.id)
+        if known is None:
+            self.metrics.turned_away.labels(str(refusal.status)).inc()
+            raise refusal
+        return known
+
+    @staticmethod
+    def _same(known: Entry, digest: str) -> Entry:
+        if known.digest != digest:
+            raise RefusalError(409, f"id {known.task.id!r}: is the id of another task; choose a new one")
+        return known
+
+    def _within_rate(self, device: str) -> bool:
+        """A bucket of `burst` tokens for each device, refilled at `rate_per_s`."""
+        now = time.monotonic()
+        tokens, when = self._buckets.pop(device, (float(self.settings.burst), now))
+        tokens = min(tokens + (now - when) * self.settings.rate_per_s, float(self.settings.burst))
+        enough = tokens >= 1.0
+        self._buckets[device] = (tokens - enough, now)
+        if len(self._buckets) > _MOST_DEVICES:
+            self._buckets.popitem(last=False)
+        return enough
+
+    def result(self, entry: Entry) -> bytes:
+        """The bytes of a result."""
+        if entry.state != DONE or entry.result is None:
+            raise RefusalError(
+                409 if entry.state in FINAL else 404, f"task {entry.task.id}: {entry.state}, has no result"
+            )
+        data = self.ledger.blob(entry.result) or self.store.get(entry.result)
+        if data is None:
+            raise RefusalError(410, f"task {entry.task.id}: its result is no longer in the store, or damaged")
+        return data
+
+    def state(self) -> dict[str, Any]:
+        """All that the page of an operator shows."""
+        now = time.monotonic()
+        return {
+            "gmel": __version__,
+            "plant": self.plant.name,
+            "up_s": time.time() - self.began_s,
+            "open": len(self.dispatcher.jobs),
+            "parked": len(self.dispatcher.parked),
+            "counts": self.ledger.counts(),
+            "latency": self.metrics.recent(),
+            "policy": self.policy(),
+            "servers": self.servers(now),
+        }
+
+    def servers(self, now: float) -> list[dict[str, Any]]:
+        """What is known of each server."""
+        return [
+            {
+                "name": server.name,
+                "alive": server.alive(now),
+                "usable": server.usable(now),
+                "draining": bool(server.beat and server.beat.draining),
+                "heard_s": None if server.beat is None else round(now - server.heard, 3),
+                "mode": None if server.beat is None else ("push" if server.beat.url else "pull"),
+                "speed": server.speed,
+                "gpus": server.gpus,
+                "pace": round(server.pace, 4),
+                "backlog_s": round(server.backlog_s(now), 4),
+                "tasks": len(server.flights),
+                "waiting": self.dispatcher.lane(server.name),
+                "resident": [] if server.beat is None else list(server.beat.resident),
+                "models": None if server.beat is None or server.beat.models is None else list(server.beat.models),
+                "memory_gb": None if server.beat is None else server.beat.memory_gb,
+                "done": server.done,
+                "lost": server.lost,
+                "position_m": None if server.described is None else server.described.position_m,
+            }
+            for server in self.fleet.servers.values()
+        ]
+
+    def policy(self) -> dict[str, Any]:
+        """Which policy is in charge, and which were."""
+        decider = self.decider
+        return {
+            "current": decider.current.as_json(),
+            "history": [version.as_json() for version in decider.history],
+            "shadow": None if decider.shadow is None else decider.shadow.as_json(),
+            "known": [*RULES, *decider.names()],
+            "fallbacks": decider.fallbacks,
+            "reasons": list(decider.reasons)[-5:],
+        }
+
+    def exposition(self) -> bytes:
+        """Metrics as Prometheus reads them."""
+        now, metrics = time.monotonic(), self.metrics
+        metrics.waiting.set(len(self.dispatcher.jobs))
+        metrics.parked.set(len(self.dispatcher.parked))
+        metrics.fallbacks.set(self.decider.fallbacks)
+        metrics.version.set(self.decider.current.number)
+        for server in self.fleet.servers.values():
+            metrics.alive.labels(server.name).set(server.alive(now))
+            metrics.backlog.labels(server.name).set(server.backlog_s(now))
+            metrics.pace.labels(server.name).set(server.pace)
+        return generate_latest(metrics.registry)

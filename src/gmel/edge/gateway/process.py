@@ -1,0 +1,39 @@
+"""A gateway as a process: from options to the last request."""
+
+import asyncio
+from collections.abc import Callable
+
+from gmel.edge.gateway.app import gateway_app
+from gmel.edge.gateway.gateway import Settings
+from gmel.edge.logs import structured_logs
+from gmel.edge.plant import plant_of
+from gmel.edge.serving import Place, check_open, listen, serve
+from gmel.scenario.errors import InputError
+from gmel.scenario.load import load_scenario
+
+__all__ = ["run_gateway"]
+
+
+def run_gateway(scenario: str, place: Place, settings: Settings, say: Callable[[str], None]) -> None:
+    """Runs a gateway until it is told to end.
+
+    Args:
+        scenario: preset or file of the plant.
+        place: where it listens.
+        settings: how.
+        say: is told its address.
+
+    Raises:
+        InputError: anything that cannot be used.
+    """
+    check_open(place, settings.keys, "gateway")
+    plant = plant_of(load_scenario(scenario))
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{settings.folder}: cannot be made ({error.strerror}); choose another folder") from error
+    app = gateway_app(plant, settings)
+    door = listen(place)
+    structured_logs()
+    address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
+    asyncio.run(serve(app, door, place, lambda: say(address)))

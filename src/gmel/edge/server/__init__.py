@@ -1,0 +1,1 @@
+"""The edge server: what runs tasks."""

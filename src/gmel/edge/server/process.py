@@ -1,0 +1,117 @@
+"""An edge server as a process: from options to the last task."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from gmel.edge.keys import Keys
+from gmel.edge.logs import structured_logs
+from gmel.edge.plant import Plant
+from gmel.edge.server.app import server_app
+from gmel.edge.server.reporting import Reporting
+from gmel.edge.server.runner import Runner
+from gmel.edge.server.work import Sleeping, Source, Synthesis
+from gmel.edge.serving import Place, check_open, listen, serve
+from gmel.edge.task import check_name
+from gmel.scenario.errors import InputError
+
+__all__ = ["ServerOptions", "plant_at", "run_server"]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What an edge server is.
+
+    Attributes:
+        name: its name.
+        gateway: address of the gateway.
+        models: folder of generators; none: it only takes the time that tasks would take.
+        speed: work units per second; needed without generators, else an estimate that measurement corrects.
+        gpus: tasks at once.
+        memory_gb: for models.
+        slow: how much longer than they would tasks take.
+        advertise: address that the gateway is told; none: that where it listens.
+        pull: fetches its tasks; the gateway needs no way to it.
+        keys: whom it listens to.
+        key: what the gateway is shown.
+        verify: certificates of the gateway that are trusted.
+    """
+
+    name: str
+    gateway: str
+    models: Path | None = None
+    speed: float = 0.0
+    gpus: int = 1
+    memory_gb: float = 16.0
+    slow: float = 1.0
+    advertise: str | None = None
+    pull: bool = False
+    keys: Path | None = None
+    key: str | None = None
+    verify: bool | str = True
+
+
+def plant_at(gateway: str, key: str | None, verify: bool | str = True) -> Plant:
+    """The plant of a gateway.
+
+    Raises:
+        InputError: it does not answer, or not as a gateway would.
+    """
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    try:
+        answer = httpx.get(f"{gateway}/v1/plant", headers=headers, timeout=5.0, verify=verify, trust_env=False)
+        if answer.status_code != 200:
+            raise InputError(f"gateway {gateway}: {answer.status_code} {answer.text[:200]}")
+        return Plant.from_json(answer.json())
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise InputError(f"gateway {gateway}: does not answer ({error}); start it first with `gmel gateway`") from error
+
+
+def run_server(place: Place, options: ServerOptions, say: Callable[[str], None]) -> None:
+    """Runs an edge server until it is told to end; it finishes what it has begun (drain).
+
+    Raises:
+        InputError: anything that cannot be used.
+    """
+    check_name(options.name, "name")
+    check_open(place, options.keys, "server")
+    if options.models is not None and not options.models.is_dir():
+        raise InputError(f"--models {options.models}: no such folder")
+    if options.slow < 1.0:
+        raise InputError(f"--slow is {options.slow:g}; must be 1 or more")
+    source: Source
+    if options.models is not None:
+        source = Synthesis(options.models, options.slow)
+    else:
+        plant = plant_at(options.gateway, options.key, options.verify)
+        speed = options.speed or (plant.servers[options.name].speed if options.name in plant.servers else 0.0)
+        if speed <= 0:
+            raise InputError(f"server {options.name}: is not in the plant and has no --models; give its --speed")
+        source = Sleeping(plant, speed)
+    door = listen(place)
+    structured_logs()
+    address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
+    asyncio.run(_serve(door, place, options, source, address, say))
+
+
+async def _serve(
+    door: socket.socket, place: Place, options: ServerOptions, source: Source, address: str, say: Callable[[str], None]
+) -> None:
+    runner = Runner(source, options.gpus, options.memory_gb)
+    runner.start()
+    url = None if options.pull else (options.advertise or address)
+    line = Reporting(options.name, options.gateway, runner, url, options.speed, options.key, options.verify)
+    app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys))
+    reporting = asyncio.create_task(line.keep())
+    try:
+        await serve(app, door, place, lambda: say(address), runner.drain)
+    finally:
+        reporting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
+            await reporting
+        await runner.close()

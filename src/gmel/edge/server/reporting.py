@@ -1,0 +1,134 @@
+"""What a server says to its gateway: a heartbeat every second, or, where nobody can reach it, everything."""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import time
+from dataclasses import asdict, dataclass
+
+import httpx
+
+from gmel.edge.fleet import Beat
+from gmel.edge.server.app import BEAT_S, follow
+from gmel.edge.server.runner import Run, Runner
+from gmel.edge.task import read_task
+from gmel.scenario.errors import InputError
+
+__all__ = ["Reporting"]
+
+_POLL_S = 20.0
+_RETRY_S = 1.0
+_log = logging.getLogger("gmel.server")
+
+
+@dataclass
+class Reporting:
+    """The line to a gateway.
+
+    Attributes:
+        name: of this server.
+        gateway: address of the gateway.
+        runner: the queue.
+        url: where the gateway reaches this server; none: it fetches its tasks.
+        speed: work units per second, 0 where it is not known.
+        key: what the gateway is shown.
+        verify: false, or a file of certificates.
+    """
+
+    name: str
+    gateway: str
+    runner: Runner
+    url: str | None
+    speed: float = 0.0
+    key: str | None = None
+    verify: bool | str = True
+
+    async def keep(self) -> None:
+        """Goes on until it is cancelled; a gateway that is away is asked again."""
+        headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+        timeout = httpx.Timeout(5.0, read=_POLL_S + 10.0)
+        async with (
+            httpx.AsyncClient(
+                base_url=self.gateway, headers=headers, timeout=timeout, verify=self.verify, trust_env=False
+            ) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(self._beat(client))
+            if self.url is None:
+                group.create_task(self._fetch(client, group))
+
+    def beat(self) -> Beat:
+        """What it says of itself."""
+        runner = self.runner
+        return Beat(
+            url=self.url,
+            speed=self.speed,
+            gpus=runner.gpus,
+            memory_gb=runner.memory_gb,
+            resident=runner.resident,
+            models=runner.source.names(),
+            draining=runner.draining,
+            running=len(runner.runs),
+        )
+
+    async def _beat(self, client: httpx.AsyncClient) -> None:
+        said = ""
+        while True:
+            began = time.monotonic()
+            trouble = ""
+            try:
+                answer = await client.put(f"/v1/servers/{self.name}", json=asdict(self.beat()), timeout=BEAT_S * 2)
+                if answer.status_code != 200:
+                    trouble = f"gateway {self.gateway}: {answer.status_code} {answer.text[:200]}"
+            except httpx.HTTPError as error:
+                trouble = f"gateway {self.gateway}: {type(error).__name__} {error}".strip()
+            if trouble != said:
+                _log.warning("%s", trouble or f"gateway {self.gateway}: reached")
+                said = trouble
+            await asyncio.sleep(max(BEAT_S - (time.monotonic() - began), 0.05))
+
+    async def _fetch(self, client: httpx.AsyncClient, group: asyncio.TaskGroup) -> None:
+        while True:
+            room = 0 if self.runner.draining else max(self.runner.gpus + 2 - len(self.runner.runs), 0)
+            try:
+                answer = await client.post(
+                    f"/v1/servers/{self.name}/fetch", json={"room": room, "wait_s": _POLL_S if room else 1.0}
+                )
+                answer.raise_for_status()
+                given = answer.json()
+                for gone in given["cancelled"]:
+                    self.runner.cancel(str(gone))
+                for each in given["tasks"]:
+                    task = read_task(each["task"])
+                    try:
+                        run = await self.runner.take(task, int(each["attempt"]))
+                    except InputError as error:
+                        await self._end(client, task.id, {"event": "gone", "error": str(error)}, None)
+                        continue
+                    group.create_task(self._follow(client, run))
+            except (httpx.HTTPError, ValueError, KeyError, TypeError):
+                await asyncio.sleep(_RETRY_S)
+
+    async def _follow(self, client: httpx.AsyncClient, run: Run) -> None:
+        async with contextlib.aclosing(follow(run)) as story:
+            async for line in story:
+                if line["event"] in ("done", "failed", "gone"):
+                    await self._end(client, run.task.id, line, run)
+                    return
+                try:
+                    await client.post(f"/v1/servers/{self.name}/tasks/{run.task.id}", json=line)
+                except httpx.HTTPError:
+                    continue  # the next line comes within a second
+
+    async def _end(self, client: httpx.AsyncClient, task_id: str, line: dict[str, object], run: Run | None) -> None:
+        data = b"" if run is None or run.product is None else run.product.data
+        body = {**line, "data": base64.b64encode(data).decode()}
+        for _ in range(30):
+            try:
+                answer = await client.put(f"/v1/servers/{self.name}/tasks/{task_id}", json=body)
+                if answer.status_code < 500:
+                    return
+            except httpx.HTTPError:
+                pass
+            await asyncio.sleep(_RETRY_S)

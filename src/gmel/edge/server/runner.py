@@ -1,0 +1,217 @@
+"""The queue of an edge server: tasks one after the other on each of its GPUs, models in limited memory.
+
+Idempotent by id: a task that is here, or was done here lately, is not run again.
+"""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from gmel.edge.server.work import CancelledError, Loaded, Product, Source
+from gmel.edge.task import Task
+from gmel.scenario.errors import InputError
+
+__all__ = ["Run", "Runner"]
+
+_KEPT_BYTES = 64 * 2**20
+_KEPT = 4096
+
+
+@dataclass
+class Run:
+    """A task at this server."""
+
+    task: Task
+    attempt: int
+    queued: float
+    began: float = 0.0
+    """When a GPU took it."""
+    ready: float = 0.0
+    """When its model was in memory."""
+    ended: float = 0.0
+    product: Product | None = None
+    error: str | None = None
+    gone: bool = False
+    """It was cancelled."""
+    share: float = 0.0
+    stop: threading.Event = field(default_factory=threading.Event)
+    watchers: "list[asyncio.Queue[dict[str, Any]]]" = field(default_factory=list["asyncio.Queue[dict[str, Any]]"])
+
+    @property
+    def over(self) -> bool:
+        return self.product is not None or self.error is not None or self.gone
+
+    def end(self) -> dict[str, Any]:
+        """The last line of its story."""
+        if self.gone:
+            return {"event": "gone", "error": "cancelled"}
+        times = {
+            "wait_s": self.began - self.queued,
+            "switch_s": self.ready - self.began,
+            "service_s": self.ended - self.ready,
+        }
+        if self.product is None:
+            return {"event": "failed", "error": self.error, **times}
+        return {"event": "done", "bytes": len(self.product.data), "kind": self.product.kind, **times}
+
+
+class Runner:
+    """See the module.
+
+    Args:
+        source: models.
+        gpus: tasks at once.
+        memory_gb: for models; the least recently used leave when a new one does not fit.
+        most: tasks that may wait.
+    """
+
+    def __init__(self, source: Source, gpus: int = 1, memory_gb: float = 16.0, most: int = 1000) -> None:
+        self.source, self.gpus, self.memory_gb, self.most = source, gpus, memory_gb, most
+        self.runs: dict[str, Run] = {}
+        self.draining = False
+        self.loads = 0
+        self.done = 0
+        self._done: OrderedDict[str, Run] = OrderedDict()
+        self._kept = 0
+        self._waiting: deque[Run] = deque()
+        self._news = asyncio.Condition()
+        self._models: OrderedDict[str, Loaded] = OrderedDict()
+        self._loading = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(gpus, thread_name_prefix="gpu")
+        self._workers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self.gpus)]
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Models in memory, the least recently used first."""
+        return tuple(self._models)
+
+    def find(self, task_id: str) -> Run | None:
+        """A task that is here, or was done here lately."""
+        return self.runs.get(task_id) or self._done.get(task_id)
+
+    async def take(self, task: Task, attempt: int) -> Run:
+        """Queues a task, or finds it.
+
+        Raises:
+            InputError: full, draining, or without the model. These are no faults of the task.
+        """
+        found = self.find(task.id)
+        if found is not None and found.task == task and not found.gone:
+            return found
+        if self.draining:
+            raise InputError("draining: takes no more tasks")
+        if len(self.runs) >= self.most:
+            raise InputError(f"full: {self.most} tasks are here")
+        names = self.source.names()
+        if names is not None and task.model not in names:
+            raise InputError(f"model {task.model!r}: not here")
+        run = Run(task, attempt, time.monotonic())
+        self.runs[task.id] = run
+        self._waiting.append(run)
+        async with self._news:
+            self._news.notify()
+        return run
+
+    def cancel(self, task_id: str) -> bool:
+        """Cancels a task that has not ended."""
+        run = self.runs.get(task_id)
+        if run is None:
+            return False
+        run.gone = True
+        run.stop.set()
+        if run in self._waiting:
+            self._waiting.remove(run)
+            self._end(run)
+        return True
+
+    async def drain(self) -> None:
+        """Takes no more, and returns when all that is here has ended."""
+        self.draining = True
+        while self.runs:
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Stops at once."""
+        for run in self.runs.values():
+            run.stop.set()
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            async with self._news:
+                while not self._waiting:
+                    await self._news.wait()
+                run = self._waiting.popleft()
+            run.began = run.ready = time.monotonic()
+            try:
+                model = await self._model(run)
+                run.ready = time.monotonic()
+                _tell(run, {"event": "running"})
+
+                def tell(share: float, run: Run = run) -> None:
+                    loop.call_soon_threadsafe(_progress, run, share)
+
+                product = await loop.run_in_executor(self._threads, model.run, run.task, tell, run.stop)
+                run.ended = time.monotonic()
+                run.product = product
+            except CancelledError:
+                run.gone = True
+            except InputError as error:
+                run.ended, run.error = time.monotonic(), str(error)
+            except MemoryError:
+                run.ended, run.error = time.monotonic(), "out of memory"
+            except Exception as error:  # a task must not stop the server
+                run.ended, run.error = time.monotonic(), f"{type(error).__name__}: {error}"[:500]
+            self._end(run)
+
+    async def _model(self, run: Run) -> Loaded:
+        """The model of a task, from memory or the disk; one is loaded at a time."""
+        name = run.task.model
+        if name not in self._models:
+            _tell(run, {"event": "loading"})
+            async with self._loading:
+                if name not in self._models:
+                    loop = asyncio.get_running_loop()
+                    model = await loop.run_in_executor(self._threads, self.source.load, name)
+                    if model.memory_gb > self.memory_gb:
+                        raise InputError(f"model {name!r}: takes {model.memory_gb:g} GB, here are {self.memory_gb:g}")
+                    self.loads += 1
+                    self._models[name] = model
+                    while sum(each.memory_gb for each in self._models.values()) > self.memory_gb:
+                        self._models.popitem(last=False)
+        self._models.move_to_end(name)
+        return self._models[name]
+
+    def _end(self, run: Run) -> None:
+        self.runs.pop(run.task.id, None)
+        if run.product is not None:
+            self.done += 1
+            self._done[run.task.id] = run
+            self._kept += len(run.product.data)
+            while self._kept > _KEPT_BYTES or len(self._done) > _KEPT:
+                _, old = self._done.popitem(last=False)
+                self._kept -= 0 if old.product is None else len(old.product.data)
+        _tell(run, run.end())
+
+
+def _progress(run: Run, share: float) -> None:
+    run.share = share
+    if not run.over:
+        _tell(run, {"event": "progress", "share": round(share, 4)})
+
+
+def _tell(run: Run, line: dict[str, Any]) -> None:
+    for watcher in run.watchers:
+        watcher.put_nowait(line)

@@ -1,0 +1,189 @@
+"""What an edge server can run: generators of `gmel.synthesis`, and one that only takes its time.
+
+A task gives the same photos on whatever server it runs: they are drawn in fixed portions, each with a seed of its own
+from that of the task. Between portions a task can be cancelled, and tells how far it is.
+"""
+
+import io
+import json
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gmel.edge.plant import Plant
+from gmel.edge.task import Task, check_name
+from gmel.scenario.errors import InputError
+
+__all__ = ["CancelledError", "Loaded", "Product", "Sleeping", "Source", "Synthesis"]
+
+PORTION = 4
+"""Photos that are drawn together."""
+
+Tell = Callable[[float], None]
+"""Is told the share that is done."""
+
+
+class CancelledError(Exception):
+    """Nobody wants the task any more."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A result: its bytes and their media type."""
+
+    data: bytes
+    kind: str
+
+
+class Loaded(Protocol):
+    """A model in memory."""
+
+    @property
+    def memory_gb(self) -> float:
+        """What it takes there."""
+        ...
+
+    def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
+        """Does a task, in a thread of its own.
+
+        Raises:
+            CancelledError: `stop` was set.
+            InputError: the task cannot be done by this model.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Where models come from."""
+
+    def names(self) -> tuple[str, ...] | None:
+        """Models that there are; None for any."""
+        ...
+
+    def load(self, name: str) -> Loaded:
+        """Reads a model, in a thread of its own.
+
+        Raises:
+            InputError: no such model, or one that cannot be read.
+        """
+        ...
+
+
+class Synthesis:
+    """Generators in a folder, files of `gmel synthesize fit`: `NAME.safetensors` is the model NAME.
+
+    Args:
+        folder: the folder.
+        slow: how much longer a task takes than it would; to show unlike servers on one machine.
+    """
+
+    def __init__(self, folder: Path, slow: float = 1.0) -> None:
+        self._folder, self._slow = folder, slow
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in self._folder.glob("*.safetensors")))
+
+    def load(self, name: str) -> Loaded:
+        from gmel.synthesis.generator import load_generator  # noqa: PLC0415
+        from gmel.synthesis.modes import MODES, mode_named  # noqa: PLC0415
+
+        check_name(name, "model")
+        path = self._folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise InputError(f"model {name!r}: not here; there are {', '.join(self.names()) or 'none'}")
+        generator = load_generator(path, {mode: mode_named(mode) for mode in MODES})
+        return _Generator(generator, path.stat().st_size / 1e9, self._slow)
+
+
+class _Generator:
+    def __init__(self, generator: object, memory_gb: float, slow: float) -> None:
+        self._generator, self._slow = generator, slow
+        self.memory_gb = memory_gb
+
+    def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
+        from gmel.synthesis.generator import Generator  # noqa: PLC0415
+        from gmel.synthesis.photo import Photo  # noqa: PLC0415
+
+        generator: Generator = self._generator  # pyright: ignore[reportAssignmentType]
+        label = task.label or generator.labels[0]
+        photos: list[Photo] = []
+        for portion, first in enumerate(range(0, task.images, PORTION)):
+            began = time.perf_counter()
+            count = min(PORTION, task.images - first)
+            photos += generator.sample(label, count, _seed(task.seed, portion), task.steps)
+            pause_s = (self._slow - 1.0) * (time.perf_counter() - began)
+            if stop.wait(max(pause_s, 0.0)):
+                raise CancelledError
+            tell(len(photos) / task.images)
+        return Product(packed(photos, task), "application/zip")
+
+
+class Sleeping:
+    """Takes the time that a task would take, and makes nothing: for loads and tests without a generator.
+
+    Args:
+        plant: what tasks cost.
+        speed: of this server, work units per second.
+        loads: whether it also takes the time to load a model.
+        data: the result.
+    """
+
+    def __init__(self, plant: Plant, speed: float, loads: bool = True, data: bytes = b"slept\n") -> None:
+        self._plant, self._speed, self._loads, self._data = plant, speed, loads, data
+
+    def names(self) -> tuple[str, ...] | None:
+        return tuple(self._plant.models)
+
+    def load(self, name: str) -> Loaded:
+        model = self._plant.models.get(name)
+        if model is None:
+            raise InputError(f"model {name!r}: not in the plant; there are {', '.join(self._plant.models)}")
+        if self._loads:
+            time.sleep(model.load_s)
+        return _Sleeper(self._plant, model.memory_gb, self._speed, self._data)
+
+
+@dataclass(frozen=True)
+class _Sleeper:
+    plant: Plant
+    memory_gb: float
+    speed: float
+    data: bytes
+
+    def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
+        lasts_s = self.plant.models[task.model].work(task.images, task.steps, task.size_bit) / self.speed
+        ends = time.monotonic() + lasts_s
+        while (left_s := ends - time.monotonic()) > 0:
+            if stop.wait(min(left_s, max(lasts_s / 10, 0.05))):
+                raise CancelledError
+            tell(min(1.0 - (ends - time.monotonic()) / lasts_s, 1.0))
+        return Product(self.data, "text/plain")
+
+
+def packed(photos: Sequence[object], task: Task) -> bytes:
+    """Photos, their masks and the task as a ZIP of PNG files; the same photos give the same bytes."""
+    from gmel.synthesis.data.write import png_bytes  # noqa: PLC0415
+    from gmel.synthesis.photo import Photo  # noqa: PLC0415
+
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for number, photo in enumerate(photos):
+            assert isinstance(photo, Photo)
+            _add(archive, f"{number:03d}.png", png_bytes(photo.image))
+            if photo.mask is not None:
+                _add(archive, f"{number:03d}.mask.png", png_bytes(photo.mask))
+        said = {"model": task.model, "label": task.label, "seed": task.seed, "steps": task.steps, "images": task.images}
+        _add(archive, "task.json", json.dumps(said).encode())
+    return stream.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name), data)  # without the time of day, which would change the bytes
+
+
+def _seed(seed: int, portion: int) -> int:
+    return (seed * 1_000_003 + portion) % 2**63

@@ -1,0 +1,156 @@
+"""An application on a port, until it is told to end."""
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from gmel.scenario.errors import InputError
+
+__all__ = ["Place", "check_open", "listen", "serve"]
+
+_GRACE_S = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to listen, and with which certificate.
+
+    Attributes:
+        host: address.
+        port: 0 for a free one.
+        certificate: PEM file, with `key` for TLS.
+        key: PEM file.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone gets there."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.certificate is None else "https"
+
+
+def check_open(place: Place, keys: Path | None, what: str) -> None:
+    """Lets nobody open a door to the network without keys.
+
+    Raises:
+        InputError: an address that others reach, and no keys.
+    """
+    if keys is None and not place.loopback:
+        raise InputError(
+            f"{what}: listens on {place.host}, which other machines reach, without keys; make some with `gmel key add "
+            "FILE` and give --keys FILE, or listen on 127.0.0.1"
+        )
+
+
+def listen(place: Place) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: the port is taken, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((place.host, place.port))
+        door.listen(1024)
+    except OSError as error:
+        door.close()
+        raise InputError(
+            f"{place.host}:{place.port}: cannot listen there ({error.strerror}); choose another --port"
+        ) from error
+    return door
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours: the application ends its work first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def serve(
+    app: Any,
+    door: socket.socket,
+    place: Place,
+    ready: Callable[[], None],
+    before_end: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT; a second signal ends at once.
+
+    Args:
+        app: an ASGI application.
+        door: the socket.
+        place: certificates.
+        ready: called when requests are answered.
+        before_end: awaited between the signal and the end.
+
+    Raises:
+        InputError: certificates that cannot be used.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 1024,
+        limit_concurrency=4096,
+        ssl_certfile=place.certificate,
+        ssl_keyfile=place.key,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def stop() -> None:
+        if asked.is_set():
+            server.should_exit = server.force_exit = True
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        serving = asyncio.create_task(server.serve([door]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        if server.started:
+            ready()
+        waiting = asyncio.create_task(asked.wait())
+        await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if before_end is not None and not serving.done():
+            ending = asyncio.ensure_future(before_end())
+            while not ending.done() and not server.should_exit:
+                await asyncio.wait([ending], timeout=0.1)
+            ending.cancel()
+        server.should_exit = True
+        await serving
+    except OSError as error:
+        raise InputError(f"certificate: cannot be used ({error})") from error
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
