@@ -151,11 +151,18 @@ def _whole(said: Mapping[str, Any], name: str, default: int, low: int, high: int
 
 def _number(said: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = said.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(_float(value)):
         raise InputError(f"{name}: must be a number")
     if not low <= value <= high:
         raise InputError(f"{name}: must be from {low:g} to {high:g}")
     return float(value)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return math.inf
 
 
 def _flag(said: Mapping[str, Any], name: str) -> bool:
