@@ -2,8 +2,8 @@
 
 Fitted: the work of models and the speeds of servers (together, from service times), load times, the noise of work and
 what a task takes on the way. The requests themselves become a trace. Checked in two ways, on the part of the run that
-nothing was fitted to: the *replay* sends every task where it went and gives it the work that it had (are queues right?),
-the *prediction* lets the simulator's own rule decide and the fitted laws say the work.
+nothing was fitted to: the *replay* sends every task where it went and gives it the work that it had, so it tells
+whether queues are right; the *prediction* lets the simulator's own rule decide and the fitted laws say the work.
 """
 
 import dataclasses
