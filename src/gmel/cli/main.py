@@ -8,7 +8,20 @@ from pathlib import Path
 import typer
 
 from gmel import __version__
-from gmel.cli import benchmark, export, federate, gateway, report, run, scenario, simulate, synthesize, validate
+from gmel.cli import (
+    benchmark,
+    calibrate,
+    export,
+    federate,
+    gateway,
+    live,
+    report,
+    run,
+    scenario,
+    simulate,
+    synthesize,
+    validate,
+)
 from gmel.scenario.errors import InputError
 
 __all__ = ["app", "main"]
@@ -28,6 +41,10 @@ app.command("report")(report.report)
 app.command("federate")(federate.federate)
 app.command("gateway")(gateway.gateway)
 app.command("server")(gateway.server)
+app.command("device")(live.device)
+app.command("submit")(live.submit)
+app.command("live")(live.live)
+app.command("calibrate")(calibrate.calibrate)
 app.command("validate")(validate.validate)
 app.add_typer(gateway.key_app, name="key")
 app.add_typer(scenario.app, name="scenario")

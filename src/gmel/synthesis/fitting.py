@@ -20,7 +20,7 @@ from gmel.synthesis.data.write import check_file, check_folder, write_dataset
 from gmel.synthesis.detector_file import Finding, load_detector, save_detector, train_detector
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
 from gmel.synthesis.generator import Generator, Means, load_generator
-from gmel.synthesis.modes import MODES, mode_named
+from gmel.synthesis.modes import EVERY_MODE, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.report import photos_jpeg, write_report
 
@@ -210,7 +210,7 @@ def draw_samples(
         check_sheet_path(sheet)
         if not sheet.resolve().parent.is_dir():
             raise InputError(f"sheet {sheet}: there is no such folder; make it or choose another place")
-    made = load_generator(generator, {name: mode_named(name) for name in MODES})
+    made = load_generator(generator, EVERY_MODE)
     asked = dict.fromkeys(name.strip() for name in labels.split(",") if name.strip())
     wanted = list(asked) or list(made.labels)
     photos: list[Photo] = []

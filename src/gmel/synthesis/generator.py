@@ -6,7 +6,7 @@ demand. Modes are the heterogeneous generation tasks of the offloading problem: 
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -180,7 +180,7 @@ def save_generator(path: Path, generator: Generator) -> None:
     replace_file(path, write_arrays(contiguous, metadata=metadata))
 
 
-def load_generator(path: Path, modes: dict[str, type[Generator]]) -> Generator:
+def load_generator(path: Path, modes: Mapping[str, type[Generator]]) -> Generator:
     """The generator of a file written by :func:`save_generator`.
 
     Args:

@@ -214,6 +214,17 @@ class Gateway:
             self._buckets.popitem(last=False)
         return enough
 
+    async def ended(self, task_id: str, wait_s: float) -> bool:
+        """Waits for the end of a task; False where that has not come in time."""
+        job = self.dispatcher.jobs.get(task_id)
+        if job is None:
+            return True
+        if wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await job.ended.wait()
+        return job.ended.is_set()
+
     def result(self, entry: Entry) -> bytes:
         """The bytes of a result."""
         if entry.state != DONE or entry.result is None:

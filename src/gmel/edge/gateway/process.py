@@ -1,13 +1,12 @@
 """A gateway as a process: from options to the last request."""
 
-import asyncio
 from collections.abc import Callable
 
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import Settings
 from gmel.edge.logs import structured_logs
 from gmel.edge.plant import plant_of
-from gmel.edge.serving import Place, check_open, listen, serve
+from gmel.edge.serving import Place, check_open, listen, run, serve
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 
@@ -36,4 +35,4 @@ def run_gateway(scenario: str, place: Place, settings: Settings, say: Callable[[
     door = listen(place)
     structured_logs()
     address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
-    asyncio.run(serve(app, door, place, lambda: say(address)))
+    run(serve(app, door, place, lambda: say(address)))

@@ -1,7 +1,6 @@
 """Routes of devices: tasks in, results out, and what happens meanwhile."""
 
 import asyncio
-import contextlib
 import io
 import zipfile
 from collections.abc import AsyncIterator
@@ -24,11 +23,17 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
     """Adds the routes."""
 
     @app.post("/v1/tasks", openapi_extra=TASK_BODY, responses=answers(202, 404, 409, 413, 429, 503), status_code=202)
-    async def submit(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        """Accepts a task. 202 means that it is on disk; 200 that it was accepted before."""
+    async def submit(request: Request, wait_s: float = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Accepts a task. 202 means that it is on disk; 200 that it was accepted before, or, with `wait_s`, that it has
+        ended within that time."""
         caller = gateway.caller(request)
         task = read_task(await read_json(request, MOST_BODY))
+        _check_wait(wait_s)
         entry, new = await gateway.accept(task, caller)
+        if wait_s > 0 and await gateway.ended(task.id, wait_s):
+            ended = gateway.ledger.get(task.id)
+            assert ended is not None
+            return JSONResponse({**_shown(gateway, ended), "new": new})
         return JSONResponse({"id": task.id, "state": entry.state, "new": new}, 202 if new else 200)
 
     @app.get("/v1/tasks", responses=answers(200))
@@ -57,12 +62,8 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
     async def get(request: Request, task_id: str, wait_s: float = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
         """A task. With `wait_s` the answer comes when it has ended, or after that time."""
         _entry_for(gateway, request, task_id)
-        if not 0.0 <= wait_s <= MOST_WAIT_S:
-            raise InputError(f"wait_s: must be from 0 to {MOST_WAIT_S:g}")
-        job = gateway.dispatcher.jobs.get(task_id)
-        if job is not None and wait_s > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(job.ended.wait(), wait_s)
+        _check_wait(wait_s)
+        await gateway.ended(task_id, wait_s)
         return JSONResponse(_shown(gateway, _entry_for(gateway, request, task_id)))
 
     @app.delete("/v1/tasks/{task_id}", responses=answers(200, 404))
@@ -124,6 +125,11 @@ def _add_events(app: FastAPI, gateway: Gateway) -> None:
                 gateway.leave(watcher)
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def _check_wait(wait_s: float) -> None:
+    if not 0.0 <= wait_s <= MOST_WAIT_S:
+        raise InputError(f"wait_s: must be from 0 to {MOST_WAIT_S:g}")
 
 
 def _entry_for(gateway: Gateway, request: Request, task_id: str) -> Entry:

@@ -62,11 +62,12 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
     Gauge("gmel_server_done", "Tasks done since the start.", registry=registry).set_function(lambda: runner.done)
     Gauge("gmel_server_loads", "Models loaded since the start.", registry=registry).set_function(lambda: runner.loads)
 
-    def stranger(request: Request) -> Response | None:
+    def stranger(request: Request, device: str | None = None) -> Response | None:
+        """Why not: gateways have a key of an operator, a device may act for itself."""
         caller: Caller | None = OPEN if keys is None else keys.caller(request.headers.get("authorization"))
         if caller is None:
-            return JSONResponse({"error": "no key, or one that is not known"}, 401)
-        return None if caller.role == "operator" else JSONResponse({"error": "the key is for something else"}, 403)
+            return JSONResponse({"error": "no key, or one that is not known"}, 401, {"WWW-Authenticate": "Bearer"})
+        return None if caller.may("device", device) else JSONResponse({"error": "the key is for something else"}, 403)
 
     async def run(request: Request) -> Response:
         if (refused := stranger(request)) is not None:
@@ -78,6 +79,8 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
             return JSONResponse({"error": str(error)}, 413)
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
+        if (refused := stranger(request, task.device)) is not None:
+            return refused
         try:
             taken = await runner.take(task, attempt if isinstance(attempt, int) else 1)
         except InputError as error:
@@ -95,7 +98,8 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def cancel(request: Request) -> Response:
-        if (refused := stranger(request)) is not None:
+        found = runner.find(request.path_params["id"])
+        if (refused := stranger(request, None if found is None else found.task.device)) is not None:
             return refused
         return JSONResponse({"cancelled": runner.cancel(request.path_params["id"])})
 
@@ -106,6 +110,7 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
             {
                 "name": name,
                 "tasks": len(runner.runs),
+                "backlog_s": round(runner.backlog_s(), 6),
                 "resident": runner.resident,
                 "memory_gb": runner.memory_gb,
                 "gpus": runner.gpus,

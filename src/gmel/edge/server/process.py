@@ -16,7 +16,7 @@ from gmel.edge.server.app import server_app
 from gmel.edge.server.reporting import Reporting
 from gmel.edge.server.runner import Runner
 from gmel.edge.server.work import Sleeping, Source, Synthesis
-from gmel.edge.serving import Place, check_open, listen, serve
+from gmel.edge.serving import Place, check_open, listen, run, serve
 from gmel.edge.task import check_name
 from gmel.scenario.errors import InputError
 
@@ -96,7 +96,7 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
     door = listen(place)
     structured_logs()
     address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
-    asyncio.run(_serve(door, place, options, source, address, say))
+    run(_serve(door, place, options, source, address, say))
 
 
 async def _serve(

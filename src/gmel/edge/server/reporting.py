@@ -68,6 +68,7 @@ class Reporting:
             memory_gb=runner.memory_gb,
             resident=runner.resident,
             models=runner.source.names(),
+            foreign_s=runner.backlog_s(direct=True),
             draining=runner.draining,
             running=len(runner.runs),
         )

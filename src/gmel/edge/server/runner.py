@@ -19,6 +19,8 @@ __all__ = ["Run", "Runner"]
 
 _KEPT_BYTES = 64 * 2**20
 _KEPT = 4096
+_LEARNING = 0.2
+"""Weight of the newest task in what a photo of a model takes."""
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Run:
 
     task: Task
     attempt: int
+    """0 for one that a device has sent itself, past the gateway."""
     queued: float
     began: float = 0.0
     """When a GPU took it."""
@@ -75,6 +78,7 @@ class Runner:
         self.draining = False
         self.loads = 0
         self.done = 0
+        self._image_s: dict[str, float] = {}
         self._done: OrderedDict[str, Run] = OrderedDict()
         self._kept = 0
         self._waiting: deque[Run] = deque()
@@ -92,6 +96,21 @@ class Runner:
     def resident(self) -> tuple[str, ...]:
         """Models in memory, the least recently used first."""
         return tuple(self._models)
+
+    def backlog_s(self, direct: bool = False) -> float:
+        """Seconds until a GPU is free, by what photos of each model have taken here; 0 of a model that was not run yet.
+
+        Args:
+            direct: count only the tasks that no gateway has sent.
+        """
+        now, busy, ahead = time.monotonic(), 0, 0.0
+        for run in self.runs.values():
+            busy += 1
+            if direct and run.attempt > 0:
+                continue
+            whole = self._image_s.get(run.task.model, 0.0) * run.task.images
+            ahead += whole if run.began == 0.0 else max(whole - (now - run.ready), 0.0)
+        return ahead / self.gpus if busy >= self.gpus else 0.0
 
     def find(self, task_id: str) -> Run | None:
         """A task that is here, or was done here lately."""
@@ -198,6 +217,9 @@ class Runner:
         self.runs.pop(run.task.id, None)
         if run.product is not None:
             self.done += 1
+            each_s = (run.ended - run.ready) / run.task.images
+            before_s = self._image_s.get(run.task.model, each_s)
+            self._image_s[run.task.model] = before_s + _LEARNING * (each_s - before_s)
             self._done[run.task.id] = run
             self._kept += len(run.product.data)
             while self._kept > _KEPT_BYTES or len(self._done) > _KEPT:

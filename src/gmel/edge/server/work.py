@@ -89,13 +89,13 @@ class Synthesis:
 
     def load(self, name: str) -> Loaded:
         from gmel.synthesis.generator import load_generator  # noqa: PLC0415
-        from gmel.synthesis.modes import MODES, mode_named  # noqa: PLC0415
+        from gmel.synthesis.modes import EVERY_MODE  # noqa: PLC0415
 
         check_name(name, "model")
         path = self._folder / f"{name}.safetensors"
         if not path.is_file():
             raise InputError(f"model {name!r}: not here; there are {', '.join(self.names()) or 'none'}")
-        generator = load_generator(path, {mode: mode_named(mode) for mode in MODES})
+        generator = load_generator(path, EVERY_MODE)
         return _Generator(generator, path.stat().st_size / 1e9, self._slow)
 
 

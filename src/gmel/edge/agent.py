@@ -1,0 +1,117 @@
+"""A device as a process: its requests from a trace, to a gateway or straight to servers."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gmel.edge.device import Device, DirectDevice, Outcome, run_load
+from gmel.edge.engines.http import HttpEngine
+from gmel.edge.load import tasks_of_trace
+from gmel.edge.plant import plant_of
+from gmel.edge.task import Task, check_name
+from gmel.evaluation.progress import Reporter
+from gmel.policies.exported import ExportedPolicy
+from gmel.scenario.errors import InputError
+from gmel.scenario.load import load_scenario
+from gmel.scenario.trace import read_trace
+
+__all__ = ["AgentOptions", "run_agent"]
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What a device does.
+
+    Attributes:
+        name: of the device.
+        trace: its requests; where the trace names devices, those of this one alone.
+        gateway: address of the gateway.
+        scenario: fills what the trace does not say.
+        servers: `NAME=URL,NAME=URL`: decide here; empty: the gateway decides.
+        policy: folder of an exported policy to decide by.
+        key: what gateway and servers are shown.
+        seed: of samples and of the policy.
+    """
+
+    name: str
+    trace: Path
+    gateway: str
+    scenario: str
+    servers: str
+    policy: Path | None
+    key: str | None
+    seed: int
+
+
+def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
+    """Replays the requests; how each ended, in the order in which they did.
+
+    Raises:
+        InputError: anything that cannot be used.
+    """
+    check_name(options.name, "name")
+    if options.policy is not None and not options.servers:
+        raise InputError("--policy: a device that decides itself needs --servers NAME=URL,...")
+    scenario = load_scenario(options.scenario)
+    timed = tasks_of_trace(options.trace, scenario, (), options.seed)
+    columns = read_trace(options.trace).columns
+    if "device" in columns:
+        mine = [str(each) == options.name for each in columns["device"]]
+        timed = [each for each, own in zip(timed, mine, strict=True) if own]
+    if not timed:
+        raise InputError(f"{options.trace}: has no request of the device {options.name}")
+    first = timed[0][0]
+    timed = [(at_s - first, replace(task, device=options.name)) for at_s, task in timed]
+    reporter.stage(f"{len(timed)} tasks")
+
+    def told(sent: int, ended: int, outcome: Outcome | None) -> None:
+        del outcome
+        reporter.advance(ended, len(timed), f"{sent} tasks sent, {ended} have ended")
+
+    async def replayed() -> list[Outcome]:
+        if not options.servers:
+            device = Device(options.gateway, options.key)
+            try:
+                return await run_load(device, timed, told)
+            finally:
+                await device.close()
+        direct = DirectDevice(
+            plant_of(scenario),
+            _addresses(options.servers),
+            HttpEngine(key=options.key),
+            None if options.policy is None else ExportedPolicy.load(options.policy),
+            rng=np.random.default_rng(options.seed),
+            key=options.key,
+        )
+        listening = asyncio.create_task(direct.listen())
+        try:
+            return await run_load(_Straight(direct), timed, told)
+        finally:
+            listening.cancel()
+            await direct.close()
+
+    return asyncio.run(replayed())
+
+
+class _Straight:
+    """A device that decides itself, as one that a load can be run on."""
+
+    def __init__(self, direct: DirectDevice) -> None:
+        self._direct = direct
+
+    async def run(self, task: Task) -> Outcome:
+        return (await self._direct.run(task))[0]
+
+
+def _addresses(words: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in filter(None, (each.strip() for each in words.split(","))):
+        name, _, url = word.partition("=")
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"--servers: {word!r} must be NAME=URL, for instance line-a=http://127.0.0.1:8431")
+        found[check_name(name, "server")] = url.rstrip("/")
+    if not found:
+        raise InputError("--servers: names none")
+    return found
