@@ -8,11 +8,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gmel.edge.bodies import TooLargeError, read_json
+from gmel.edge.bodies import SlowError, TooLargeError, read_json
 from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.server.runner import Run, Runner
 from gmel.edge.task import read_task
@@ -77,6 +77,10 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
             task, attempt = read_task(body.get("task")), body.get("attempt", 1)
         except TooLargeError as error:
             return JSONResponse({"error": str(error)}, 413)
+        except SlowError as error:
+            return JSONResponse({"error": str(error)}, 408, {"Connection": "close"})
+        except ClientDisconnect:
+            return JSONResponse({"error": "body: broke off"}, 400)
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
         if (refused := stranger(request, task.device)) is not None:

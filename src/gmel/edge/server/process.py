@@ -107,9 +107,14 @@ async def _serve(
     url = None if options.pull else (options.advertise or address)
     line = Reporting(options.name, options.gateway, runner, url, options.speed, options.key, options.verify)
     app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys))
+
+    async def drain() -> None:
+        await runner.drain()
+        await line.delivered()
+
     reporting = asyncio.create_task(line.keep())
     try:
-        await serve(app, door, place, lambda: say(address), runner.drain)
+        await serve(app, door, place, lambda: say(address), drain)
     finally:
         reporting.cancel()
         with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
