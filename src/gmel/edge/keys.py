@@ -39,8 +39,8 @@ OPEN = Caller("operator", "anybody")
 
 
 class Keys:
-    """The keys of a file. A change of the file (a key added or revoked) counts within a second; while it cannot be read,
-    the keys that were known before count."""
+    """The keys of a file. A change of the file (a key added or revoked) counts within a second; while it cannot be
+    read, the keys that were known before count."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

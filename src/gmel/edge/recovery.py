@@ -1,8 +1,8 @@
 """What can be read of a damaged ledger, as a new one.
 
 Every task carries the digest of its request, and every small result its own as its name: a row that a damaged page has
-bent is known and left out. A task that was done but whose result is gone is taken up again: the same task gives the same
-result.
+bent is known and left out. A task that was done but whose result is gone is taken up again: the same task gives
+the same result.
 """
 
 import contextlib

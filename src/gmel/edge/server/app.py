@@ -24,6 +24,16 @@ BEAT_S = 1.0
 """A line at least this often, so that silence means something."""
 
 
+_WRONG: dict[Any, int] = {InputError: 400, TooLargeError: 413, SlowError: 408, ClientDisconnect: 400}
+"""Bodies that are none, and how that is answered."""
+
+
+async def _wrong(request: Request, error: Exception) -> Response:
+    del request
+    headers = {"Connection": "close"} if isinstance(error, SlowError) else {}
+    return JSONResponse({"error": str(error) or "body: broke off"}, _WRONG[type(error)], headers)
+
+
 async def follow(run: Run) -> AsyncGenerator[dict[str, Any]]:
     """What happens to a task, from now to its end; a `beat` where nothing has happened for a while."""
     news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -72,17 +82,8 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
     async def run(request: Request) -> Response:
         if (refused := stranger(request)) is not None:
             return refused
-        try:
-            body = await read_json(request, 64 * 1024)
-            task, attempt = read_task(body.get("task")), body.get("attempt", 1)
-        except TooLargeError as error:
-            return JSONResponse({"error": str(error)}, 413)
-        except SlowError as error:
-            return JSONResponse({"error": str(error)}, 408, {"Connection": "close"})
-        except ClientDisconnect:
-            return JSONResponse({"error": "body: broke off"}, 400)
-        except InputError as error:
-            return JSONResponse({"error": str(error)}, 400)
+        body = await read_json(request, 64 * 1024)
+        task, attempt = read_task(body.get("task")), body.get("attempt", 1)
         if (refused := stranger(request, task.device)) is not None:
             return refused
         try:
@@ -143,5 +144,6 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
             Route("/healthz", healthy),
             Route("/readyz", ready),
             Route("/metrics", metrics),
-        ]
+        ],
+        exception_handlers=dict.fromkeys(_WRONG, _wrong),
     )

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -138,7 +138,7 @@ class Reporting:
                 except httpx.HTTPError:
                     continue  # the next line comes within a second
 
-    async def _end(self, client: httpx.AsyncClient, task_id: str, line: dict[str, object], run: Run | None) -> None:
+    async def _end(self, client: httpx.AsyncClient, task_id: str, line: Mapping[str, object], run: Run | None) -> None:
         data = b"" if run is None or run.product is None else run.product.data
         body = {**line, "data": base64.b64encode(data).decode()}
         for _ in range(30):
