@@ -139,7 +139,10 @@ def _links(value: object) -> dict[str, float]:
     if not isinstance(value, dict) or len(cast("dict[Any, Any]", value)) > _MOST_LINKS:
         raise InputError(f"links_bps: must be an object of server names and bits per second, at most {_MOST_LINKS}")
     links = cast("dict[str, Any]", value)
-    return {check_name(name, "links_bps"): _number(links, name, 1.0, 1.0, 1e13) for name in links}
+    return {
+        check_name(name, "links_bps"): _number({f"links_bps.{name}": rate}, f"links_bps.{name}", 1.0, 1.0, 1e13)
+        for name, rate in links.items()
+    }
 
 
 def _whole(said: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
