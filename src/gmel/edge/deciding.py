@@ -248,7 +248,7 @@ class Decider:
         row, options = observe(task, servers, self.fleet, now, waited_s)
         current, reason = self.current, None
         try:
-            scores = _finite(current.chooser.scores(row, options, servers))
+            scores = _finite(current.chooser.scores(row, options, servers), len(servers))
         except Exception as error:  # whatever a policy does, the task goes on
             reason = f"{current.name}: {type(error).__name__}: {error}"[:200]
             self.reasons.append(reason)
@@ -279,7 +279,7 @@ class Decider:
             return
         shadow.seen += 1
         try:
-            other = int(np.argmax(_finite(shadow.chooser.scores(row, options, servers))))
+            other = int(np.argmax(_finite(shadow.chooser.scores(row, options, servers), len(servers))))
         except Exception as error:  # it is only looked at
             shadow.failed += 1
             self.reasons.append(f"shadow {shadow.name}: {type(error).__name__}: {error}"[:200])
@@ -316,7 +316,9 @@ class Decider:
         return sorted(each.name for each in self.folder.iterdir() if (each / DESCRIPTION_FILE).is_file())
 
 
-def _finite(scores: list[float]) -> list[float]:
+def _finite(scores: list[float], servers: int) -> list[float]:
+    if len(scores) != servers:
+        raise ValueError(f"{len(scores)} scores for {servers} servers")
     if not any(math.isfinite(score) for score in scores) or any(math.isnan(score) for score in scores):
         raise ValueError("no finite scores")
     return scores
