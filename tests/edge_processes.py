@@ -85,7 +85,9 @@ load = {{ warm_share = 1.0, warm_median_s = 0.01, cold_median_s = 0.01, sigma = 
 
 def scenario(path: Path, speeds: dict[str, float], work: float = 0.04) -> Path:
     """A scenario file: servers by name with their speed, one model `part` of so much work an image."""
-    servers = "".join(f'[[servers]]\nname = "{name}"\nspeed = {speed}\nmemory_gb = 1.0\n\n' for name, speed in speeds.items())
+    servers = "".join(
+        f'[[servers]]\nname = "{name}"\nspeed = {speed}\nmemory_gb = 1.0\n\n' for name, speed in speeds.items()
+    )
     path.write_text(_SCENARIO.format(servers=servers, work=work), encoding="utf-8")
     return path
 

@@ -84,7 +84,9 @@ def test_roles() -> None:
     assert OPEN.may("server", "y")
 
 
-@given(st.recursive(st.none() | st.text(max_size=4) | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(st.none() | st.text(max_size=4) | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+)
 def test_any_file_is_keys_or_an_input_error(tmp_path_factory: pytest.TempPathFactory, content: object) -> None:
     path = tmp_path_factory.getbasetemp() / f"keys-{os.getpid()}.json"
     path.write_text(json.dumps({"keys": [content]}), encoding="utf-8")

@@ -83,7 +83,9 @@ ENDS = st.sampled_from(["done", "failed", "expired", "cancel", "lease", "release
 
 @settings(max_examples=25)
 @given(steps=st.lists(st.tuples(st.sampled_from("abc"), ENDS), max_size=20))
-def test_in_any_order_the_first_end_stays(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str]]) -> None:
+def test_in_any_order_the_first_end_stays(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str]]
+) -> None:
     async def follow(ledger: Ledger) -> dict[str, str]:
         first: dict[str, str] = {}
         accepted: set[str] = set()
@@ -275,7 +277,9 @@ def filled(path: Path, store: FolderStore, tasks: int = 400) -> None:
         for number in range(tasks):
             data = f"result of t{number:03d}".encode() * 10
             if number % 3 == 1:
-                ends.append(ledger.finish(f"t{number:03d}", "done", result=name_of(data), data=data, record={"n": number}))
+                ends.append(
+                    ledger.finish(f"t{number:03d}", "done", result=name_of(data), data=data, record={"n": number})
+                )
             elif number % 3 == 2:
                 ends.append(ledger.finish(f"t{number:03d}", "done", result=store.put(data)))
         await asyncio.gather(*ends)

@@ -23,7 +23,9 @@ ANYTHING = st.recursive(
 )
 TASK_FIELDS = st.sampled_from([*Task.__dataclass_fields__, "unknown", "\ud800"])
 BEAT_FIELDS = st.sampled_from([*Beat.__dataclass_fields__, "unknown"])
-ADDRESSES = st.sampled_from(["http://", "http://[", "http://a:99999", "https://a b", "http://é", "ftp://a", "http://a:0"])
+ADDRESSES = st.sampled_from(
+    ["http://", "http://[", "http://a:99999", "https://a b", "http://é", "ftp://a", "http://a:0"]
+)
 
 
 def test_what_is_left_out() -> None:
@@ -137,7 +139,9 @@ def test_addresses(url: str | None) -> None:
 
 def test_the_digest_tells_tasks_apart() -> None:
     assert task("a").digest == task("a").digest
-    assert len({task("a").digest, task("b").digest, task("a", seed=1).digest, task("a", links_bps={"x": 1}).digest}) == 4
+    assert (
+        len({task("a").digest, task("b").digest, task("a", seed=1).digest, task("a", links_bps={"x": 1}).digest}) == 4
+    )
 
 
 def test_a_way_that_is_not_said_is_free() -> None:
