@@ -282,7 +282,7 @@ def test_without_a_decision_a_task_waits_for_one(tmp_path: Path, monkeypatch: py
 
 def test_the_watch_over_servers_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps() -> None:
-        async with gateway_of(tmp_path, "a") as inside, inside.beating("a"):
+        async with gateway_of(tmp_path, "a") as inside:
             real, calls = inside.gateway.fleet.usable, [0]
 
             def breaks(*args: Any) -> Any:
@@ -291,11 +291,14 @@ def test_the_watch_over_servers_does_not_end(tmp_path: Path, monkeypatch: pytest
                     raise ValueError("a bug")
                 return real(*args)
 
-            inside.gateway.fleet.servers["a"].beat = None  # nobody can take it yet
-            job = inside.gateway.dispatcher.take((await inside.gateway.ledger.accept(task("t")))[1], time.monotonic())
-            job.not_before = time.monotonic() + 0.1
+            _, entry = await inside.gateway.ledger.accept(task("t"))
+            inside.gateway.fleet.servers["a"].heard -= 100.0  # nobody can take it yet
+            job = inside.gateway.dispatcher.take(entry, time.monotonic())
+            assert list(inside.gateway.dispatcher.parked) == [job]
+            job.not_before = time.monotonic() + 100.0
             monkeypatch.setattr(inside.gateway.fleet, "usable", breaks)
-            await asyncio.wait_for(job.ended.wait(), 20.0)
+            async with inside.beating("a"):
+                await asyncio.wait_for(job.ended.wait(), 20.0)
             assert calls[0] > 2
 
     ran(steps())

@@ -62,7 +62,6 @@ def test_who_sends_nothing_or_drips_is_sent_away(monkeypatch: pytest.MonkeyPatch
             times = await asyncio.gather(
                 closed_after(port),
                 closed_after(port, b"GET / HTTP/1.1\r\nhost: x\r\n", b"x-drip: 1\r\n"),
-                closed_after(port, b"G"),
                 # A second request on a connection that had a good one.
                 closed_after(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"", b"GET / HTTP/1.1\r\n", b"x-drip: 1\r\n"),
                 *(closed_after(port) for _ in range(50)),
