@@ -113,11 +113,11 @@ def _break(live: Live, client: Client, done: Chaos, rng: random.Random, wanted: 
         else:
             name = _busiest(live)
             live.servers[name].send(signal.SIGSTOP)
-            done.left_s.append(live.wait(lambda name=name: live.server(name)["tasks"] == 0, f"{name} left"))
+            done.left_s.append(live.wait(lambda: live.server(name)["tasks"] == 0, f"{name} left"))  # noqa: B023
             time.sleep(1.0)
             before = live.server(name)["done"]
             live.servers[name].send(signal.SIGCONT)
-            done.again_s.append(live.wait(lambda name=name: live.server(name)["done"] > before, f"{name} used again"))
+            done.again_s.append(live.wait(lambda: live.server(name)["done"] > before, f"{name} used again"))  # noqa: B023
             done.stalls += 1
 
 

@@ -1,7 +1,7 @@
 """A plant of real processes on loopback that tests may break, and what clients see of it meanwhile.
 
-Servers are those of the command line, except that each writes down every task that it begins and ends: a process that is
-killed cannot be asked. A result is the id of its task, so that one that is swapped shows.
+Servers are those of the command line, except that each writes down every task that it begins and ends: a process that
+is killed cannot be asked. A result is the id of its task, so that one that is swapped shows.
 """
 
 import asyncio
@@ -201,6 +201,8 @@ class Live:
         """Starts servers and waits until the gateway hears them."""
         for name in names:
             self.begin_server(name)
+        for name in names:  # one that was killed is said to be alive a little longer
+            self.servers[name].address()
         self.wait_alive(*names)
 
     def wait_alive(self, *names: str) -> None:
@@ -211,13 +213,13 @@ class Live:
 
     def server(self, name: str) -> dict[str, Any]:
         """What the gateway knows of a server."""
-        return next(each for each in self.get("/v1/servers")["servers"] if each["name"] == name)
+        return {each["name"]: each for each in self.get("/v1/servers")["servers"]}[name]
 
     def wait(self, until: Any, what: str, most_s: float = 60.0) -> float:
         """Waits until something is so; how long that took."""
         began = time.monotonic()
         while time.monotonic() - began < most_s:
-            with contextlib.suppress(httpx.HTTPError, StopIteration):
+            with contextlib.suppress(httpx.HTTPError, KeyError):
                 if until():
                     return time.monotonic() - began
             time.sleep(0.05)

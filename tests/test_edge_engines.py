@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,10 @@ def test_nobody_there_is_a_loss_at_once_and_cancelling_hurts_nobody() -> None:
 
 
 def submitted(engine: PullEngine, name: str, told: list[Any] | None = None) -> "asyncio.Task[Answer]":
-    listen: Callable[[str, dict[str, Any]], None] = lambda event, said: None if told is None else told.append(event)
+    def listen(event: str, said: dict[str, Any]) -> None:
+        if told is not None:
+            told.append(event)
+
     return asyncio.create_task(engine.submit(server_at(), task(name), 1, listen))
 
 

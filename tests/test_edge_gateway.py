@@ -493,7 +493,7 @@ _TEXT = st.sampled_from(
 )
 
 
-def _like(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+def _like(schema: dict[str, Any]) -> st.SearchStrategy[Any]:  # noqa: PLR0911
     """Values that a schema allows, as far as it says so."""
     if "properties" in schema:
         required = {name: _like(schema["properties"][name]) for name in schema.get("required", ())}

@@ -128,7 +128,7 @@ def test_any_object_is_a_heartbeat_or_an_input_error(content: dict[str, Any]) ->
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://a:99999", "http://a:x", "https://a b", "ftp://a", 7])
 def test_an_address_that_cannot_be_called_is_refused(url: object) -> None:
-    with pytest.raises(InputError, match="^url: "):
+    with pytest.raises(InputError, match=r"^url: "):
         read_beat({"url": url})
 
 
@@ -151,5 +151,5 @@ def test_a_way_that_is_not_said_is_free() -> None:
 
 @pytest.mark.parametrize("name", [".", "..", "a/b", "-a", "a b", "", "é", "a\x00", None, 3])
 def test_names_that_could_lead_elsewhere(name: object) -> None:
-    with pytest.raises(InputError, match="^what: "):
+    with pytest.raises(InputError, match=r"^what: "):
         check_name(name, "what")
