@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gmel.cli.extras import need
+from gmel.scenario.errors import InputError
 
 __all__ = ["gateway", "key_app", "server"]
 
@@ -37,11 +38,19 @@ def gateway(
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
     tls_ca: Trusted = None,
+    engine: Annotated[str, typer.Option(help="How servers are reached: http, or ray (extra `ray`).")] = "http",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without: a new one on this machine.")
+    ] = None,
+    models: Annotated[Path | None, typer.Option(help="With --engine ray: folder of generators of its actors.")] = None,
 ) -> None:
     """Take tasks of devices, decide where each runs, and lose none."""
     need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
+    from gmel.edge.engines.engine import Engine  # noqa: PLC0415
+    from gmel.edge.engines.ray import RayEngine  # noqa: PLC0415
     from gmel.edge.gateway.gateway import Settings  # noqa: PLC0415
     from gmel.edge.gateway.process import run_gateway  # noqa: PLC0415
+    from gmel.edge.plant import Plant  # noqa: PLC0415
     from gmel.edge.serving import Place  # noqa: PLC0415
 
     settings = Settings(
@@ -56,7 +65,19 @@ def gateway(
         verify=True if tls_ca is None else str(tls_ca),
     )
     place = Place(host, port, tls_cert, tls_key)
-    run_gateway(scenario, place, settings, lambda address: typer.echo(f"gateway at {address}"))
+    if engine not in ("http", "ray"):
+        raise InputError(f"--engine {engine}: must be http or ray")
+
+    def over_ray(plant: Plant) -> Engine:
+        return RayEngine(plant, models, ray_address, stall)
+
+    run_gateway(
+        scenario,
+        place,
+        settings,
+        lambda address: typer.echo(f"gateway at {address}"),
+        over_ray if engine == "ray" else None,
+    )
 
 
 def server(

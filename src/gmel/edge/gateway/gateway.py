@@ -32,6 +32,8 @@ MOST_BODY = 64 * 1024
 """Bytes of a request, but for results."""
 MOST_WAIT_S = 60.0
 """Longest wait of a request for something to happen."""
+BEAT_S = 1.0
+"""Between heartbeats."""
 _MOST_WATCHERS = 100
 _MOST_DEVICES = 100_000
 
@@ -108,12 +110,24 @@ class Gateway:
             self.ledger, self.store, self.fleet, self.decider, self.engine, self.metrics, self.tell
         )
         self.dispatcher.start()
+        self._asking = [asyncio.create_task(self._ask(name)) for name in self.engine.servers]
 
     async def close(self) -> None:
         """Ends what is under way; tasks without an end are taken up at the next start."""
+        for each in self._asking:
+            each.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
         await self.dispatcher.close()
         await self.engine.close()
         await self.ledger.close()
+
+    async def _ask(self, name: str) -> None:
+        """Asks a server for its heartbeat, where it does not say it on its own."""
+        while True:
+            beat = await self.engine.heartbeat(self.fleet.servers[name])
+            if beat is not None:
+                self.fleet.hear(name, beat, time.monotonic())
+            await asyncio.sleep(BEAT_S)
 
     def tell(self, event: dict[str, Any]) -> None:
         """Tells all who watch; who is too slow misses some."""

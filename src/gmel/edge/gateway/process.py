@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import Settings
 from gmel.edge.logs import structured_logs
-from gmel.edge.plant import plant_of
+from gmel.edge.plant import Plant, plant_of
 from gmel.edge.serving import Place, check_open, listen, run, serve
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
@@ -13,7 +14,13 @@ from gmel.scenario.load import load_scenario
 __all__ = ["run_gateway"]
 
 
-def run_gateway(scenario: str, place: Place, settings: Settings, say: Callable[[str], None]) -> None:
+def run_gateway(
+    scenario: str,
+    place: Place,
+    settings: Settings,
+    say: Callable[[str], None],
+    engine_of: Callable[[Plant], Engine] | None = None,
+) -> None:
     """Runs a gateway until it is told to end.
 
     Args:
@@ -21,6 +28,7 @@ def run_gateway(scenario: str, place: Place, settings: Settings, say: Callable[[
         place: where it listens.
         settings: how.
         say: is told its address.
+        engine_of: makes the engine of the plant; HTTP if left out.
 
     Raises:
         InputError: anything that cannot be used.
@@ -31,7 +39,7 @@ def run_gateway(scenario: str, place: Place, settings: Settings, say: Callable[[
         settings.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{settings.folder}: cannot be made ({error.strerror}); choose another folder") from error
-    app = gateway_app(plant, settings)
+    app = gateway_app(plant, settings, None if engine_of is None else engine_of(plant))
     door = listen(place)
     structured_logs()
     address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
