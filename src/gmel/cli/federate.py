@@ -26,6 +26,9 @@ def federate(
     draws: Draws = 10,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of a photo in the private exchange; 0: none.")] = 8.0,
     rounds: Annotated[int, typer.Option(help="Rounds of federated training.")] = 10,
+    generator_rounds: Annotated[
+        int, typer.Option(help="Rounds of federated training of one generator; 0: leave it out.")
+    ] = 20,
     drop_out: Annotated[float, typer.Option(help="Probability that a site is absent in a round.")] = 0.0,
     straggler: Annotated[float, typer.Option(help="Probability that a site manages only a part of a round.")] = 0.0,
     test_per_class: TestPerClass = None,
@@ -35,6 +38,7 @@ def federate(
 ) -> None:
     """Sites with different defects: alone, averaging rounds, one exchange of generators, and with all photos."""
     from gmel.federation.experiment import Settings, lines, run_experiment  # noqa: PLC0415
+    from gmel.federation.shared_generator import GeneratorPlan  # noqa: PLC0415
     from gmel.federation.training import Plan  # noqa: PLC0415
     from gmel.synthesis.data.source import Source  # noqa: PLC0415
     from gmel.synthesis.data.splits import SPLIT_SEED  # noqa: PLC0415
@@ -50,6 +54,7 @@ def federate(
         test_per_class=test_per_class,
         split_seed=SPLIT_SEED if seed is None else seed,
         plan=Plan(rounds=rounds, drop_out=drop_out, straggler=straggler),
+        generator=GeneratorPlan(generator_rounds, drop_out=drop_out, straggler=straggler) if generator_rounds else None,
     )
     with ConsoleReporter() as reporter:
         found = run_experiment(source, settings, out, reporter)

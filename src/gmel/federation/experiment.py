@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from gmel.evaluation.progress import Reporter
 from gmel.evaluation.statistics import Interval, paired_t_interval, t_interval
-from gmel.federation.exchange import detector_of, from_all, own_and_others, receive, ship
-from gmel.federation.membership import attack_auroc
+from gmel.federation.exchange import beside, detector_of, from_all, own_and_others, receive, ship
+from gmel.federation.membership import Likely, attack_auroc
 from gmel.federation.moments import Moments, agreed_scaling
 from gmel.federation.privacy import (
     Budget,
@@ -26,8 +26,9 @@ from gmel.federation.privacy import (
     private_gaussians,
     private_sums,
 )
+from gmel.federation.shared_generator import GeneratorPlan, train_apart, train_generator
 from gmel.federation.sites import Site, sites_of
-from gmel.federation.training import ALGORITHMS, Plan, SiteRows, train_head
+from gmel.federation.training import ALGORITHMS, Plan, RoundLog, SiteRows, train_head
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.synthesis.augment import augmented
@@ -38,7 +39,6 @@ from gmel.synthesis.data.splits import SPLIT_SEED, Split, few_shot_split
 from gmel.synthesis.data.write import check_file
 from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.texture import texture_table
-from gmel.synthesis.feature_space import GaussianFeatures
 from gmel.synthesis.photo import GOOD, Floats, Photo
 
 __all__ = ["POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment", "table"]
@@ -46,6 +46,10 @@ __all__ = ["POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment
 ALONE = "alone"
 EXCHANGE_OWN = "one exchange: own real + others' synthetic"
 EXCHANGE_ALL = "one exchange: synthetic of all"
+SHARED_OWN = "FedAvg of one generator (a network): own real + others' synthetic"
+SHARED_ALL = "FedAvg of one generator (a network): synthetic of all"
+APART_OWN = "one exchange of such networks, one a site: own real + others' synthetic"
+APART_ALL = "one exchange of such networks, one a site: synthetic of all"
 MEANS = "one exchange of class means in public directions, no noise"
 PRIVATE = "the same, private (photo left out)"
 PRIVATE_OWN = "the same, own photos without noise"
@@ -58,6 +62,10 @@ _PER_CLASS = 400
 _PUBLIC = {"seed": 20, "good": 24, "defects": 24, "shape": (128, 128)}
 """The built-in set that the private exchange takes its directions from; another seed than anybody's data."""
 _DIMENSIONS = 12
+
+_APART_RATE = 2e-3
+"""Learning rate of networks that are not averaged. Averaging with sites of other classes shortens the steps towards a
+class, so that the rate that is best with it is too high without."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ class Settings:
         test_per_class: photos of each class that are tested on; half of the groups where it is none.
         split_seed: what decides which photos are tested on.
         copies: augmented variants of each shot.
-        plan: of the federated training.
+        plan: of the federated training of the detector.
+        generator: of the federated training of one generator; it is left out where this is none.
     """
 
     sites: int = 3
@@ -89,6 +98,7 @@ class Settings:
     split_seed: int = SPLIT_SEED
     copies: int = 8
     plan: Plan = field(default_factory=Plan)
+    generator: GeneratorPlan | None = field(default_factory=GeneratorPlan)
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -308,9 +318,7 @@ def _ways(
             "rounds": plan.rounds,
             "bytes": trained.sent_bytes + made.scaling_bytes,
         }
-        told = [asdict(entry) for entry in trained.log if entry.absent or entry.late or entry.refusals or entry.note]
-        if told:
-            ways[_NAMES[algorithm]]["log"] = told
+        _tell(ways[_NAMES[algorithm]], trained.log)
     shipments = [ship(rows, made.counts[rows.name]) for rows in made.rows]
     generators, _ = receive(shipments)
     said = {name: made.counts[name] for name in generators}
@@ -326,6 +334,8 @@ def _ways(
     }
     ways[EXCHANGE_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **shared}
     ways[EXCHANGE_ALL] = {"accuracy": _alone(from_all(generators, said, _PER_CLASS, draw), made), **shared}
+    if settings.generator is not None:
+        ways.update(_networks(made, draw, settings.generator))
     if space is not None and budget is not None:
         ways.update(_private(made, draw, space, budget))
     pooled = SiteRows(
@@ -336,6 +346,47 @@ def _ways(
     )
     ways[POOLED] = {"accuracy": _alone(pooled, made), "rounds": 0, "bytes": 0}
     return {"ways": ways}
+
+
+def _tell(way: dict[str, Any], log: Sequence[RoundLog]) -> None:
+    """Rounds that did not go as planned stand in the outcome."""
+    told = [asdict(entry) for entry in log if entry.absent or entry.late or entry.refusals or entry.note]
+    if told:
+        way["log"] = told
+
+
+def _networks(made: _Draw, draw: int, plan: GeneratorPlan) -> dict[str, dict[str, Any]]:
+    """One network trained in rounds; and, to tell what the averaging costs, the same network trained at each site."""
+    found: dict[str, dict[str, Any]] = {}
+    shared = train_generator(made.rows, plan, draw)
+    total = _totals(made.counts)
+    drawn = from_all({"all": shared.generator}, {"all": total}, _PER_CLASS, draw)
+    mixed: list[SiteRows] = []
+    for rows in made.rows:
+        others = [counts for name, counts in made.counts.items() if name != rows.name]
+        mixed.append(beside(rows, made.counts[rows.name], drawn, others))
+    facts = {
+        "rounds": plan.rounds,
+        "bytes": shared.sent_bytes + made.scaling_bytes,
+        "attack": _mean([_attack(shared.generator, rows, made) for rows in made.rows]),
+    }
+    _tell(facts, shared.log)
+    found[SHARED_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **facts}
+    found[SHARED_ALL] = {"accuracy": _alone(drawn, made), **facts}
+    apart = train_apart(made.rows, replace(plan, rate=min(plan.rate, _APART_RATE)), draw)
+    mixed = [
+        own_and_others(rows, made.counts[rows.name], apart, made.counts, _PER_CLASS, draw * len(made.rows) + place)
+        for place, rows in enumerate(made.rows)
+    ]
+    sent = sum(len(generator.to_bytes()) for generator in apart.values())
+    facts = {
+        "rounds": 1,
+        "bytes": made.scaling_bytes + (len(made.rows) - 1) * sent,
+        "attack": _mean([_attack(apart[rows.name], rows, made) for rows in made.rows]),
+    }
+    found[APART_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **facts}
+    found[APART_ALL] = {"accuracy": _alone(from_all(apart, made.counts, _PER_CLASS, draw), made), **facts}
+    return found
 
 
 def _private(made: _Draw, draw: int, space: PublicSpace, budget: Budget) -> dict[str, dict[str, Any]]:
@@ -394,7 +445,7 @@ def _private(made: _Draw, draw: int, space: PublicSpace, budget: Budget) -> dict
     return found
 
 
-def _attack(generator: GaussianFeatures, rows: SiteRows, made: _Draw) -> float:
+def _attack(generator: Likely, rows: SiteRows, made: _Draw) -> float:
     place = [site.name for site in made.sites].index(rows.name)
     photos = made.sites[place].photos
     labels = [photo.label for photo in photos]
