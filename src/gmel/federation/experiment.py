@@ -63,10 +63,6 @@ _PUBLIC = {"seed": 20, "good": 24, "defects": 24, "shape": (128, 128)}
 """The built-in set that the private exchange takes its directions from; another seed than anybody's data."""
 _DIMENSIONS = 12
 
-_APART_RATE = 2e-3
-"""Learning rate of networks that are not averaged. Averaging with sites of other classes shortens the steps towards a
-class, so that the rate that is best with it is too high without."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -373,7 +369,7 @@ def _networks(made: _Draw, draw: int, plan: GeneratorPlan) -> dict[str, dict[str
     _tell(facts, shared.log)
     found[SHARED_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **facts}
     found[SHARED_ALL] = {"accuracy": _alone(drawn, made), **facts}
-    apart = train_apart(made.rows, replace(plan, rate=min(plan.rate, _APART_RATE)), draw)
+    apart = train_apart(made.rows, plan, draw)
     mixed = [
         own_and_others(rows, made.counts[rows.name], apart, made.counts, _PER_CLASS, draw * len(made.rows) + place)
         for place, rows in enumerate(made.rows)

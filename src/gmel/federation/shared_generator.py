@@ -96,7 +96,7 @@ class GeneratorPlan:
     local_steps: int = 40
     batch: int = 64
     hidden: int = 128
-    rate: float = 1e-2
+    rate: float = 5e-3
     sampling_steps: int = 12
     drop_out: float = 0.0
     straggler: float = 0.0
