@@ -204,22 +204,26 @@ class Rounds:
         late = {name: n for name, n in taking.items() if n < plan.local_steps}
         return Turn(len(self.log) + 1, taking, absent, late)
 
-    def close(self, turn: Turn, updates: list[Update], silent: Sequence[str] = ()) -> None:
+    def close(
+        self, turn: Turn, updates: list[Update], silent: Sequence[str] = (), refused: Sequence[Refusal] = ()
+    ) -> None:
         """Averages what came. A round without any usable update changes nothing.
 
         Args:
             turn: the round, as it was opened.
             updates: that came.
-            silent: sites that were asked and gave no answer.
+            silent: sites that were asked and gave no answer, or could not be asked.
+            refused: sites whose answer is no update.
         """
         absent = (*turn.absent, *silent)
         try:
             average = aggregate(updates, self.head, turn.round, self._rule)
         except InputError as error:
             # The round is lost, not the work so far.
-            self.log.append(RoundLog(turn.round, (), absent, turn.late, (), str(error)))
+            self.log.append(RoundLog(turn.round, (), absent, turn.late, tuple(refused), str(error)))
             return
-        self.log.append(RoundLog(turn.round, average.used, absent, turn.late, average.refusals))
+        refusals = (*refused, *average.refusals)
+        self.log.append(RoundLog(turn.round, average.used, absent, turn.late, refusals))
         if self.plan.algorithm == "fedadam":
             change = {key: self.head[key] - average.tree[key] for key in self.head}
             step, self._moments = self._server.update(change, self._moments)  # pyright: ignore[reportArgumentType]
