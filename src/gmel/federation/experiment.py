@@ -5,6 +5,7 @@ that differences from pooled photos are paired by draw.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from gmel.federation.privacy import (
 )
 from gmel.federation.shared_generator import GeneratorPlan, train_apart, train_generator
 from gmel.federation.sites import Site, sites_of
-from gmel.federation.training import ALGORITHMS, Plan, RoundLog, SiteRows, train_head
+from gmel.federation.training import ALGORITHMS, Elsewhere, Plan, RoundLog, SiteRows, Trained, train_head
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.synthesis.augment import augmented
@@ -41,7 +42,7 @@ from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.texture import texture_table
 from gmel.synthesis.photo import GOOD, Floats, Photo
 
-__all__ = ["POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment", "table"]
+__all__ = ["OVER", "POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment", "table"]
 
 ALONE = "alone"
 EXCHANGE_OWN = "one exchange: own real + others' synthetic"
@@ -55,6 +56,7 @@ PRIVATE = "the same, private (photo left out)"
 PRIVATE_OWN = "the same, own photos without noise"
 PRIVATE_REPLACED = "the same, private (photo replaced)"
 POOLED = "pooled photos (not allowed)"
+OVER = "FedAvg of the detector, over a network"
 _NAMES = {"fedavg": "FedAvg of the detector", "fedprox": "FedProx", "fedadam": "FedAdam"}
 
 _PER_CLASS = 400
@@ -132,13 +134,14 @@ class _Draw:
     truth: NDArray[np.str_]
 
 
-def federate(dataset: Dataset, settings: Settings, reporter: Reporter) -> Outcome:
+def federate(dataset: Dataset, settings: Settings, reporter: Reporter, elsewhere: Elsewhere | None = None) -> Outcome:
     """Runs the experiment.
 
     Args:
         dataset: photos with groups.
         settings: what is asked.
         reporter: told how it goes on.
+        elsewhere: where FedAvg of the detector is run once more, beside in this process; nowhere where it is left out.
 
     Raises:
         InputError: the data set is too small for the split or for so many sites.
@@ -166,7 +169,12 @@ def federate(dataset: Dataset, settings: Settings, reporter: Reporter) -> Outcom
     reporter.stage("draws of the shots")
     for draw in range(settings.draws):
         made = _draw(dataset, settings, draw, book)
-        found["draws"].append(_ways(made, settings, draw, space, budget))
+        ways = _ways(made, settings, draw, space, budget)
+        if elsewhere is not None:
+            ways[OVER] = _elsewhere(made, settings, draw, elsewhere, reporter)
+        # Last in the table: what the others are measured against.
+        ways[POOLED] = ways.pop(POOLED)
+        found["draws"].append({"ways": ways})
         if draw == 0:
             found["sites"] = made.counts
         reporter.advance(draw + 1, settings.draws, f"draw {draw + 1} of {settings.draws}")
@@ -178,6 +186,7 @@ def run_experiment(
     settings: Settings,
     out: Path | None,
     reporter: Reporter,
+    elsewhere: Elsewhere | None = None,
 ) -> Outcome:
     """From photos to the outcome, also written to `out` where there is one.
 
@@ -186,7 +195,7 @@ def run_experiment(
     """
     if out is not None:
         check_file(out, "federation.json")
-    found = federate(source.read(reporter), settings, reporter)
+    found = federate(source.read(reporter), settings, reporter, elsewhere)
     if out is not None:
         replace_file(out, json.dumps(found, allow_nan=False, indent=1).encode())
     return found
@@ -231,6 +240,14 @@ def lines(found: Outcome) -> list[str]:
         f"{found['dataset']}: {len(found['sites'])} sites ({settings['split']}), {settings['shots']} shots a class, "
         f"{photos['test']} photos to test on, {len(found['draws'])} draws; accuracy: mean over classes.",
     ]
+    over = [draw["ways"][OVER] for draw in found["draws"] if OVER in draw["ways"]]
+    if over:
+        away = [way["difference"] for way in over]
+        greatest = "not the same classes" if None in away else f"{max(away):g}"
+        seconds = float(np.mean([way["seconds"] for way in over]))
+        said.append(
+            f"Over a network: {seconds:.0f} s a draw; greatest difference of a weight from this process: {greatest}."
+        )
     return said
 
 
@@ -304,13 +321,11 @@ def _ways(
     """Accuracy and cost of every way in one draw."""
     ways: dict[str, dict[str, Any]] = {}
     ways[ALONE] = {"accuracy": _mean([_alone(rows, made) for rows in made.rows]), "rounds": 0, "bytes": 0}
-    penalty = 1.0 / sum(rows.labels.size for rows in made.rows)
     for algorithm in ALGORITHMS:
-        plan = replace(settings.plan, algorithm=algorithm, penalty=penalty)
+        plan = replace(_fedavg(made, settings), algorithm=algorithm)
         trained = train_head(made.rows, plan, draw)
-        named = np.asarray(trained.classes)[np.argmax(trained.logits(made.test), axis=1)]
         ways[_NAMES[algorithm]] = {
-            "accuracy": _accuracy(named, made.truth),
+            "accuracy": _named_right(trained, made),
             "rounds": plan.rounds,
             "bytes": trained.sent_bytes + made.scaling_bytes,
         }
@@ -341,7 +356,36 @@ def _ways(
         np.concatenate([rows.weights for rows in made.rows]),
     )
     ways[POOLED] = {"accuracy": _alone(pooled, made), "rounds": 0, "bytes": 0}
-    return {"ways": ways}
+    return ways
+
+
+def _fedavg(made: _Draw, settings: Settings) -> Plan:
+    """The plan of the detector, with the penalty that the detector of all rows has."""
+    return replace(settings.plan, algorithm="fedavg", penalty=1.0 / sum(rows.labels.size for rows in made.rows))
+
+
+def _elsewhere(made: _Draw, settings: Settings, draw: int, elsewhere: Elsewhere, reporter: Reporter) -> dict[str, Any]:
+    """FedAvg in other processes; how far its head is from that of this process."""
+    plan = _fedavg(made, settings)
+    began = time.monotonic()
+    trained = elsewhere(made.rows, plan, draw, reporter)
+    seconds = time.monotonic() - began
+    here = train_head(made.rows, plan, draw)
+    same = trained.classes == here.classes
+    away = max(float(np.abs(trained.weights - here.weights).max()), float(np.abs(trained.bias - here.bias).max()))
+    way = {
+        "accuracy": _named_right(trained, made),
+        "rounds": plan.rounds,
+        "bytes": trained.sent_bytes + made.scaling_bytes,
+        "seconds": seconds,
+        "difference": away if same else None,
+    }
+    _tell(way, trained.log)
+    return way
+
+
+def _named_right(trained: Trained, made: _Draw) -> float:
+    return _accuracy(np.asarray(trained.classes)[np.argmax(trained.logits(made.test), axis=1)], made.truth)
 
 
 def _tell(way: dict[str, Any], log: Sequence[RoundLog]) -> None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,10 +28,10 @@ from gmel.evaluation.progress import Reporter
 from gmel.federation.average import Refusal, Rule
 from gmel.federation.flower_apps import FAILED, HEAD, PROGRESS, RESULT, Job
 from gmel.federation.site_file import rows_to_bytes
-from gmel.federation.training import Plan, RoundLog, SiteRows, Trained
+from gmel.federation.training import Elsewhere, Plan, RoundLog, SiteRows, Trained
 from gmel.scenario.errors import InputError
 
-__all__ = ["FlowerSettings", "Tls", "check_installed", "train_over_flower"]
+__all__ = ["FlowerSettings", "Tls", "check_installed", "elsewhere_of", "train_over_flower"]
 
 _LOOPBACK = "127.0.0.1"
 _STOP_S = 5.0
@@ -71,8 +71,8 @@ class FlowerSettings:
         client: function that makes the ClientApp, `module:function`.
     """
 
-    start_s: float = 90.0
-    round_s: float = 60.0
+    start_s: float = 180.0
+    round_s: float = 120.0
     tls: Tls | None = None
     client: str = _CLIENT
 
@@ -90,6 +90,41 @@ def check_installed() -> None:
     """
     if find_spec("flwr") is None:
         raise InputError("over: Flower is not installed; pip install 'gmel[flower]'")
+
+
+def elsewhere_of(
+    over: str,
+    round_s: float = 120.0,
+    authority: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> Elsewhere | None:
+    """Where the experiment trains a detector once more.
+
+    Args:
+        over: `process`: nowhere else; `flower`.
+        round_s: longest wait for the answers of a round.
+        authority, certificate, key: all three for encrypted connections, or none.
+
+    Raises:
+        InputError: another word, Flower is missing, or a part of the files for encryption.
+    """
+    if over not in ("process", "flower"):
+        raise InputError(f"over: {over!r}, must be one of process, flower")
+    if over == "process":
+        return None
+    check_installed()
+    tls = None
+    if authority is not None and certificate is not None and key is not None:
+        tls = Tls(authority, certificate, key)
+    elif not authority is certificate is key is None:
+        raise InputError("tls: give the authority, the certificate and the key, or none of them")
+    settings = FlowerSettings(round_s=round_s, tls=tls)
+
+    def elsewhere(sites: Sequence[SiteRows], plan: Plan, seed: int, reporter: Reporter) -> Trained:
+        return train_over_flower(sites, plan, seed, reporter, settings=settings)
+
+    return elsewhere
 
 
 def train_over_flower(
@@ -332,7 +367,7 @@ def _processes_of(home: Path) -> list[int]:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def _ending_on_sigterm() -> Generator[None]:
     """Termination ends the processes as Ctrl-C does, where signals can be caught (in the main thread)."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -17,12 +17,14 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from safetensors.numpy import save as write_arrays
 
+from gmel.evaluation.progress import Reporter
 from gmel.federation.average import Refusal, Rule, Update, aggregate
 from gmel.scenario.errors import InputError
 from gmel.synthesis.photo import GOOD, Floats
 
 __all__ = [
     "ALGORITHMS",
+    "Elsewhere",
     "Head",
     "Plan",
     "RoundLog",
@@ -148,6 +150,10 @@ class Trained:
     def logits(self, features: Floats) -> Floats:
         """[rows, classes], of standardised features."""
         return features @ self.weights.T + self.bias
+
+
+Elsewhere = Callable[[Sequence[SiteRows], Plan, int, Reporter], Trained]
+"""Federated training of a head in other processes: from rows, plan and seed, as :func:`train_head`."""
 
 
 @dataclass(frozen=True)
