@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gmel.cli.extras import need
 from gmel.cli.photos import Builtin, Draws, Folder, Good, Layout, SplitSeed, TestPerClass
 from gmel.cli.progress import ConsoleReporter
 
@@ -32,7 +33,8 @@ def federate(
     drop_out: Annotated[float, typer.Option(help="Probability that a site is absent in a round.")] = 0.0,
     straggler: Annotated[float, typer.Option(help="Probability that a site manages only a part of a round.")] = 0.0,
     over: Annotated[
-        str, typer.Option(help="Where FedAvg of the detector runs: process (here), or flower: once more over Flower.")
+        str,
+        typer.Option(help="Where FedAvg of the detector runs: process (here); once more over http or flower servers."),
     ] = "process",
     round_timeout: Annotated[
         float, typer.Option(help="Over Flower: seconds to wait for the answers of a round.")
@@ -70,7 +72,13 @@ def federate(
         plan=Plan(rounds=rounds, drop_out=drop_out, straggler=straggler),
         generator=GeneratorPlan(generator_rounds, drop_out=drop_out, straggler=straggler) if generator_rounds else None,
     )
-    elsewhere = elsewhere_of(over, round_timeout, tls_authority, tls_certificate, tls_key)
+    if over == "http":
+        need("edge", "httpx", "starlette", "uvicorn")
+        from gmel.edge.rounds import train_over_servers  # noqa: PLC0415
+
+        elsewhere = train_over_servers
+    else:
+        elsewhere = elsewhere_of(over, round_timeout, tls_authority, tls_certificate, tls_key)
     with ConsoleReporter() as reporter:
         found = run_experiment(source, settings, out, reporter, elsewhere)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join(lines(found)))

@@ -98,6 +98,9 @@ def server(
     ] = 1.0,
     advertise: Annotated[str | None, typer.Option(help="Address that the gateway is told.")] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch tasks: only this server opens connections.")] = False,
+    site_rows: Annotated[
+        Path | None, typer.Option(help="Rows of a site to train on in federated rounds; they never leave this server.")
+    ] = None,
     keys: KeysFile = None,
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
@@ -121,6 +124,7 @@ def server(
         keys,
         os.environ.get(KEY_VARIABLE),
         True if tls_ca is None else str(tls_ca),
+        site_rows,
     )
     place = Place(host, port, tls_cert, tls_key)
     run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))
