@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -62,6 +64,15 @@ class Networked(Protocol):
 
     def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
         """As `sample`, with fields drawn by something else."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A mode whose samples a network draws whole."""
+
+    def image_gflop(self) -> float:
+        """GFLOP of one step for one photo."""
         ...
 
 
@@ -368,6 +379,8 @@ def _seconds(generator: Generator, steps: int, images: int, seed: int) -> float:
 
 def _counted(generator: Generator, seed: int) -> tuple[float, float]:
     """Windows of an image, and GFLOP of a step for an image."""
+    if isinstance(generator, Counted):
+        return 1.0, generator.image_gflop()
     if not isinstance(generator, Networked):
         return 0.0, 0.0
     windows = 0
@@ -402,6 +415,8 @@ def clock() -> Any:
 def _clock_name() -> str:
     import jax  # noqa: PLC0415
 
+    if find_spec("torch") is not None and import_module("torch").cuda.is_available():
+        return "wall"
     return "processor" if jax.default_backend() == "cpu" else "wall"
 
 
