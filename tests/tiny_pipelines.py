@@ -66,7 +66,8 @@ def tiny_stable_diffusion(folder: Path, seed: int = 0, **noise: Any) -> Path:
         )
     )
     scheduler = diffusers.DDIMScheduler(
-        **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, **noise}
+        **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, **noise},
+        steps_offset=1,
     )
     diffusers.StableDiffusionPipeline(
         vae, text, words, unet, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
