@@ -240,8 +240,8 @@ def table(rows: dict[str, Row], updates: int) -> Table:
     made = Table(
         title=f"One core: {updates} updates of {BATCH} windows of 32 x 32, then {STEPS} evaluations a window",
         caption=f"Aims: adaptation at most {AIMS['adaptation_s']:.0f} s, at least {AIMS['images_per_s']:.0f} images/s, "
-        f"{AIMS['ratio']} times as fast as diffusers. ours x: how many times ours is faster, by processor time; again: without "
-        "the compilation.",
+        f"{AIMS['ratio']} times as fast as diffusers. ours x: how many times ours is faster, by processor time; "
+        "again: without the compilation.",
         caption_justify="left",
     )
     made.add_column("", no_wrap=True)

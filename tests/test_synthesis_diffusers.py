@@ -400,11 +400,27 @@ def test_the_command_line_fits_samples_and_says_what_is_wrong(tmp_path: Path, mo
     assert "diffusers" in MODES
 
 
+class Brief(Diffusers):
+    """With few steps, so that a curve over them is quick."""
+
+    default_steps = 2
+
+
 @needs_extra
 def test_its_costs_are_counted_as_those_of_the_others(fitted: Diffusers) -> None:
-    from gmel.synthesis.costs import Counted
+    from gmel.synthesis.costs import OnPipeline, cost_of
+    from gmel.synthesis.data.splits import Split
+    from gmel.synthesis.detector.features import TextureExtractor
 
-    assert isinstance(fitted, Counted)
+    assert isinstance(fitted, OnPipeline)
+    brief = Brief(fitted.scenes, fitted.pipeline, fitted.weights, fitted.guidance)
+    split = Split(tuple(shots()), tuple(good_plates(4)), tuple(rough_plates(8)))
+    cost = cost_of(brief, split, TextureExtractor(False), 4, 0, Silent(), 1.5)
+    assert (cost.windows, cost.law.gflop) == (1.0, fitted.image_gflop())
+    assert cost.steps == (1, 2, 4, 6)
+    assert cost.law.seconds(2, 16) + 16 * cost.photo_s > 0
+    weights = sum(part.stat().st_size for part in fitted.pipeline.folder.path.rglob("*.safetensors"))
+    assert cost.file_bytes > weights, "the pipeline has to be loaded too"
     counted = fitted.image_gflop()
     assert 0.001 < counted < 0.1
     assert replace(fitted, guidance=2.0).image_gflop() == pytest.approx(

@@ -20,7 +20,7 @@ from gmel.synthesis.photo import Floats, Photo
 from gmel.synthesis.pretrained.adaptation import Adaptation, adapt
 from gmel.synthesis.pretrained.extra import Tensor
 from gmel.synthesis.pretrained.folder import PipelineFolder
-from gmel.synthesis.pretrained.pipeline import Pipeline, Weights, load_pipeline
+from gmel.synthesis.pretrained.pipeline import Pipeline, Weights, forget_pipelines, load_pipeline
 from gmel.synthesis.pretrained.sampling import draw_canvases
 from gmel.synthesis.pretrained.scenes import Canvas, Crops, Scenes
 
@@ -143,6 +143,14 @@ class Diffusers:
         """GFLOP of one step for one photo, counted by PyTorch; the autoencoder, which works once, is not in it."""
         each = self.pipeline.gflop(self._worn())
         return each * (1.0 if self.guidance == 1.0 else 2.0)
+
+    def base_bytes(self) -> int:
+        """Bytes of the pipeline, which a file of the generator does not hold."""
+        return self.pipeline.folder.size_bytes
+
+    def forget_base(self) -> None:
+        """The next generator of a file reads its pipeline anew."""
+        forget_pipelines()
 
     def _worn(self) -> Tensor:
         """Puts the changes into the network, and gives what it is told of the classes."""

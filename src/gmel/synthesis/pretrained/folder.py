@@ -133,15 +133,25 @@ class PipelineFolder:
     def digest(self) -> str:
         """SHA-256 of names and contents of all files of the components, in hexadecimal."""
         seen = hashlib.sha256()
-        for name in sorted(self.components):
-            for file in sorted((self.path / name).iterdir()):
-                if file.suffix not in _SEEN or _variant(file) or not file.is_file():
-                    continue
-                seen.update(f"{name}/{file.name} {file.stat().st_size}\n".encode())
-                with file.open("rb") as opened:
-                    while chunk := opened.read(_CHUNK):
-                        seen.update(chunk)
+        for file in self._files():
+            seen.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as opened:
+                while chunk := opened.read(_CHUNK):
+                    seen.update(chunk)
         return seen.hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files of the components."""
+        return sum(file.stat().st_size for file in self._files())
+
+    def _files(self) -> list[Path]:
+        return [
+            file
+            for name in sorted(self.components)
+            for file in sorted((self.path / name).iterdir())
+            if file.suffix in _SEEN and not _variant(file) and file.is_file()
+        ]
 
 
 def _variant(file: Path) -> bool:

@@ -23,7 +23,7 @@ from gmel.synthesis.photo import GOOD, Floats
 from gmel.synthesis.pretrained.extra import Tensor, module_of_extra
 from gmel.synthesis.pretrained.folder import PipelineFolder
 
-__all__ = ["Pipeline", "Weights", "load_pipeline", "prompt_of"]
+__all__ = ["Pipeline", "Weights", "forget_pipelines", "load_pipeline", "prompt_of"]
 
 Weights = dict[str, Tensor]
 """What is trained, by name."""
@@ -44,6 +44,11 @@ def load_pipeline(folder: PipelineFolder, rank: int) -> "Pipeline":
         InputError: the extra is not installed, or weights cannot be read or do not fit their description.
     """
     return _loaded(folder.path.resolve(), folder.digest, rank)
+
+
+def forget_pipelines() -> None:
+    """The next call of :func:`load_pipeline` reads the folder."""
+    _loaded.cache_clear()
 
 
 @lru_cache(maxsize=1)
