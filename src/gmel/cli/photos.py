@@ -13,6 +13,7 @@ __all__ = [
     "Good",
     "Layout",
     "Modes",
+    "Pipeline",
     "Prior",
     "Seed",
     "Shots",
@@ -31,6 +32,10 @@ Modes = Annotated[str, typer.Option(help="Modes to try, separated by commas; the
 TestPerClass = Annotated[int | None, typer.Option(help="Photos of each class to test on; default: half.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 SplitSeed = Annotated[int | None, typer.Option(min=0, help="Of the split into test and rest.")]
+Pipeline = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a pretrained pipeline, for the mode diffusers."),
+]
 Prior = Annotated[
     Path | None,
     typer.Option(help="File of the prior on good parts, for modes with a network: read, or trained and written."),
