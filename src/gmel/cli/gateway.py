@@ -33,7 +33,10 @@ def gateway(
     ] = "earliest-finish",
     most_open: Annotated[int, typer.Option(min=1, help="Tasks without an end; one more is turned away.")] = 2000,
     rate: Annotated[float, typer.Option(min=0.001, help="Tasks of one device per second.")] = 1000.0,
-    stall: Annotated[float, typer.Option(min=0.5, help="Silent seconds after which a server has stopped.")] = 5.0,
+    stall: Annotated[float, typer.Option(min=2, help="Silent seconds after which a server has stopped.")] = 5.0,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Take back what can be read of a damaged ledger, then go on.")
+    ] = False,
     keys: KeysFile = None,
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
@@ -71,13 +74,7 @@ def gateway(
     def over_ray(plant: Plant) -> Engine:
         return RayEngine(plant, models, ray_address, stall)
 
-    run_gateway(
-        scenario,
-        place,
-        settings,
-        lambda address: typer.echo(f"gateway at {address}"),
-        over_ray if engine == "ray" else None,
-    )
+    run_gateway(scenario, place, settings, typer.echo, recover, over_ray if engine == "ray" else None)
 
 
 def server(

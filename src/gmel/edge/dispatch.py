@@ -7,6 +7,8 @@ are decided anew at once when the server dies.
 
 import asyncio
 import contextlib
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,12 +34,19 @@ _SMALL = 16 * 1024
 """Bytes of a result that the ledger keeps itself."""
 _PATIENCE_S = 0.5
 """Between attempts to write what the disk does not take."""
+_AGAIN_S = (0.25, 10.0)
+"""How long a task waits that no server took or kept: the first time, and at most."""
+_MOST_DOUBLINGS = 10
+_LEASE_TIMES = 10.0
+"""A task may take so many times what was expected of it and of those before it at its server, and `lease_s` more. The
+next attempt may take twice as long, so that one that is only slow ends some time."""
+_log = logging.getLogger("gmel.gateway")
 
 Tell = Callable[[dict[str, Any]], None]
 """Is told of every change, for those who watch."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A task that has not ended."""
 
@@ -55,6 +64,12 @@ class Job:
     stage: str = "waiting"
     sent: float = 0.0
     arrived: float | None = None
+    going: bool = False
+    """Its attempt has begun, so that it can be broken off."""
+    misses: int = 0
+    """Times that no other server was there to take it."""
+    not_before: float = -math.inf
+    """Of the monotonic clock: it is not tried again before."""
     over: bool = False
     """Its end is being written: nobody sends it any more."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,8 +83,17 @@ class Dispatcher:
     """See the module."""
 
     def __init__(
-        self, ledger: Ledger, store: Store, fleet: Fleet, decider: Decider, engine: Engine, metrics: Metrics, tell: Tell
+        self,
+        ledger: Ledger,
+        store: Store,
+        fleet: Fleet,
+        decider: Decider,
+        engine: Engine,
+        metrics: Metrics,
+        tell: Tell,
+        lease_s: float = 60.0,
     ) -> None:
+        self._lease_s = lease_s
         self.ledger, self.store, self.fleet, self.decider, self.engine = ledger, store, fleet, decider, engine
         self.metrics, self._tell = metrics, tell
         self.jobs: dict[str, Job] = {}
@@ -98,15 +122,18 @@ class Dispatcher:
         """Cancels a task wherever it is; the entry as it is then, None for an id that is not here."""
         entry = await self.ledger.cancel(task_id)
         job = self.jobs.get(task_id)
-        if entry is None or job is None or entry.state != CANCELLED:
+        if entry is None or job is None or entry.state != CANCELLED or job.ended.is_set():
             return entry
         job.over = True
-        if job.running is not None and job.decision is not None:
-            await self.engine.cancel(job.decision.server, task_id)
-            job.running.cancel()
-        else:
-            self._leave(job)
+        running, decision = job.running, job.decision
         self._end(job, CANCELLED)
+        if running is None:
+            self._leave(job)
+            return entry
+        if job.going:  # one that has not begun sees that it is over, and gives its place back
+            running.cancel()
+        if decision is not None:
+            await self.engine.cancel(decision.server, task_id)
         return entry
 
     async def close(self) -> None:
@@ -131,12 +158,13 @@ class Dispatcher:
         now = time.monotonic()
         if job.over or self._expired(job, now):
             return
-        began = time.perf_counter()
+        job.stage = "waiting"
         decision = None
         if not again or self.fleet.usable(job.task.model, now, job.avoid):
-            decision = self.decider.decide(job.task, now, now - job.accepted, job.avoid)
-        self.metrics.decision_s.observe(time.perf_counter() - began)
-        job.stage = "waiting"
+            decision = self._decide(job, now)
+        elif again:
+            wait_s = min(_AGAIN_S[0] * 2 ** min(job.misses, _MOST_DOUBLINGS), _AGAIN_S[1])
+            job.misses, job.not_before = job.misses + 1, now + wait_s
         if decision is None:
             job.decision = job.flight = None
             self.parked.append(job)
@@ -148,6 +176,16 @@ class Dispatcher:
         self._lanes.setdefault(decision.server.name, deque()).append(job)
         self._say(job, "decided", server=decision.server.name)
         self._pump(decision.server)
+
+    def _decide(self, job: Job, now: float) -> Decision | None:
+        began = time.perf_counter()
+        try:
+            return self.decider.decide(job.task, now, now - job.accepted, job.avoid)
+        except Exception:  # a task that waits is better than one that is nowhere
+            _log.exception("task %s: no decision", job.task.id)
+            return None
+        finally:
+            self.metrics.decision_s.observe(time.perf_counter() - began)
 
     def _pump(self, server: ServerState) -> None:
         lane = self._lanes.get(server.name)
@@ -175,25 +213,24 @@ class Dispatcher:
         flight = job.flight
         answer: Answer | None = None
         lost = False
+        job.going = True
         try:
-            if self._expired(job, time.monotonic()):
+            if job.over or self._expired(job, time.monotonic()):
                 return
-            job.attempt += 1
-            job.sent, job.arrived = time.monotonic(), None
-            self.ledger.lease(job.task.id, server.name, job.attempt, time.time() + flight.work_s + 60.0)
-            answer = await self.engine.submit(
-                server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
-            )
-            server.succeed(flight, answer.service_s)
-        except LostError as error:
-            lost = True
-            self._broke(job, server, str(error), "lost")
+            answer = await self._submit(job, server)
+            server.succeed(flight, answer.service_s if answer.data is not None else 0.0)
         except RefusedError as error:
             self._broke(job, server, str(error), "refused")
+        except Exception as error:  # whatever an engine does, the task goes on
+            if not isinstance(error, LostError):
+                _log.exception("task %s at %s", job.task.id, server.name)
+            lost = True
+            self._broke(job, server, str(error), "lost")
         finally:
-            server.flights.pop(job.task.id, None)
+            if server.flights.get(job.task.id) is flight:
+                del server.flights[job.task.id]
             self._at[server.name] -= 1
-            job.running = None
+            job.running, job.going = None, False
             if self.open:
                 if lost:
                     self._abandon(server)
@@ -206,6 +243,27 @@ class Dispatcher:
             self._place(job, again=True)
         else:
             await self._finish(job, server, answer)
+
+    async def _submit(self, job: Job, server: ServerState) -> Answer:
+        """Sends a task; whatever the server does, this ends."""
+        job.attempt += 1
+        job.sent, job.arrived = time.monotonic(), None
+        lease_s = self._lease(job, server)
+        self.ledger.lease(job.task.id, server.name, job.attempt, time.time() + lease_s)
+        try:
+            async with asyncio.timeout(lease_s):
+                return await self.engine.submit(
+                    server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
+                )
+        except TimeoutError as error:
+            with contextlib.suppress(Exception):
+                await self.engine.cancel(server, job.task.id)  # it may work on it still, for nobody
+            raise LostError(f"{server.name}: no end after {lease_s:.0f} s") from error
+
+    def _lease(self, job: Job, server: ServerState) -> float:
+        """Seconds after which a server that still speaks but does not come to an end is given up."""
+        ahead = sorted((flight.work_s for flight in server.flights.values()), reverse=True)[: server.gpus + _AHEAD]
+        return (self._lease_s + _LEASE_TIMES * sum(ahead)) * 2 ** min(job.attempt - 1, _MOST_DOUBLINGS)
 
     def _broke(self, job: Job, server: ServerState, reason: str, kind: str) -> None:
         if kind == "lost":
@@ -230,8 +288,8 @@ class Dispatcher:
         if event == "loading" and job.flight is not None and job.flight.began is None:
             job.flight.began = now
         share = said.get("share")
-        if isinstance(share, int | float):
-            job.progress = min(max(float(share), 0.0), 1.0)
+        if isinstance(share, int | float) and 0.0 <= share <= 1.0:
+            job.progress = float(share)
         job.stage = event
         self._say(job, event, share=job.progress)
 
@@ -270,6 +328,8 @@ class Dispatcher:
             try:
                 if not await self.ledger.finish(job.task.id, state, **how):
                     self.metrics.duplicates.inc()
+                    ended = self.ledger.get(job.task.id)
+                    state = state if ended is None else ended.state
                 self._end(job, state)
                 return
             except LedgerError:
@@ -277,6 +337,8 @@ class Dispatcher:
                 await asyncio.sleep(_PATIENCE_S)
 
     def _end(self, job: Job, state: str) -> None:
+        if job.ended.is_set():  # cancelled while its result was written
+            return
         self.jobs.pop(job.task.id, None)
         job.stage = state
         job.ended.set()
@@ -344,13 +406,24 @@ class Dispatcher:
         """Looks after servers that fell silent, and tasks that nobody could take."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            now = time.monotonic()
-            for server in list(self.fleet.servers.values()):
-                if self._lanes.get(server.name) and not server.alive(now):
-                    self._abandon(server)
-                self._pump(server)
-            for _ in range(len(self.parked)):
-                self._place(self.parked.popleft())
+            try:
+                self._look_after()
+            except Exception:  # without it tasks would wait for ever
+                _log.exception("sweep")
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        for server in list(self.fleet.servers.values()):
+            if self._lanes.get(server.name) and not server.alive(now):
+                self._abandon(server)
+            self._pump(server)
+        for _ in range(len(self.parked)):
+            job = self.parked.popleft()
+            if job.not_before > now and not self.fleet.usable(job.task.model, now, job.avoid):
+                if not self._expired(job, now):
+                    self.parked.append(job)
+            else:
+                self._place(job)
 
     def _say(self, job: Job, event: str, **facts: Any) -> None:
         self._tell({"event": event, "id": job.task.id, "device": job.task.device, "model": job.task.model, **facts})

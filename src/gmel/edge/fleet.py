@@ -9,6 +9,7 @@ moves nothing here.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 from gmel.edge.plant import Plant
 from gmel.edge.plant import Server as Described
@@ -24,6 +25,9 @@ _BREAK_S = (0.5, 10.0)
 _LEARNING = 0.1
 """Weight of the newest task in the measured pace of a server."""
 _PACE = (0.02, 50.0)
+_LEAST_SPEED = 1e-6
+_MOST_DOUBLINGS = 16
+"""Of the time that a server is left alone; beyond, it would not be a number any more."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class ServerState:
         if now < self.shut_until:
             return  # the same failure, seen by another task
         self.failures += 1
-        self.shut_until = now + min(_BREAK_S[0] * 2 ** (self.failures - 1), _BREAK_S[1])
+        self.shut_until = now + min(_BREAK_S[0] * 2 ** min(self.failures - 1, _MOST_DOUBLINGS), _BREAK_S[1])
 
 
 class Fleet:
@@ -237,7 +241,7 @@ def read_beat(content: object) -> Beat:
     if unknown:
         raise InputError(f"heartbeat: {str(unknown[0])[:40]!r} is no field")
     url = said.get("url")
-    if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://")) and len(url) <= 200):
+    if url is not None and not _is_address(url):
         raise InputError("url: must be an http:// or https:// address, or null for a server that fetches its tasks")
     models = said.get("models")
     return Beat(
@@ -245,12 +249,30 @@ def read_beat(content: object) -> Beat:
         resident=_names(said.get("resident", [])),
         models=None if models is None else _names(models),
         draining=said.get("draining") is True,
-        speed=_number(said, "speed", 0.0, 0.0, 1e9),
+        speed=_speed(said),
         gpus=int(_number(said, "gpus", 1.0, 1.0, 64.0)),
         memory_gb=_number(said, "memory_gb", 1.0, 0.0, 1e6),
         foreign_s=_number(said, "foreign_s", 0.0, 0.0, 1e9),
         running=int(_number(said, "running", 0.0, 0.0, 1e6)),
     )
+
+
+def _is_address(url: object) -> bool:
+    if not isinstance(url, str) or len(url) > 200 or not url.isascii() or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # no port, or brackets that do not close
+        return False
+
+
+def _speed(said: Mapping[str, Any]) -> float:
+    """0 for one that does not know; so little that times would not be numbers any more is refused."""
+    speed = _number(said, "speed", 0.0, 0.0, 1e9)
+    if 0.0 < speed < _LEAST_SPEED:
+        raise InputError(f"speed: must be 0, or a number from {_LEAST_SPEED:g} to 1e+09")
+    return speed
 
 
 def _number(said: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ __all__ = ["OPEN", "Caller", "Keys", "Role", "add_key", "read_keys", "remove_key
 Role = Literal["device", "server", "operator"]
 _ROLES = ("device", "server", "operator")
 _LOOK_EVERY_S = 1.0
+_log = logging.getLogger("gmel.keys")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ OPEN = Caller("operator", "anybody")
 
 
 class Keys:
-    """The keys of a file. A change of the file (a key added or revoked) counts within a second."""
+    """The keys of a file. A change of the file (a key added or revoked) counts within a second; while it cannot be
+    read, the keys that were known before count."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,12 +60,20 @@ class Keys:
     def _look(self) -> None:
         self._looked = time.monotonic()
         stamp = self._stamp()
-        if stamp != self._changed:
-            self._known, self._changed = read_keys(self.path), stamp
+        if stamp == self._changed:
+            return
+        self._changed = stamp
+        try:
+            self._known = read_keys(self.path)
+        except InputError as error:
+            _log.warning("%s", error)
 
-    def _stamp(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_mtime_ns, found.st_ino
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def read_keys(path: Path) -> dict[str, Caller]:

@@ -9,7 +9,10 @@ result is taken up again whoever held it. So leases are written with the next co
 """
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import logging
 import queue
 import sqlite3
 import threading
@@ -22,7 +25,19 @@ from typing import Any, Literal, TypeVar, cast
 from gmel.edge.task import ACCEPTED, CANCELLED, FINAL, LEASED, Task, read_task
 from gmel.scenario.errors import InputError
 
-__all__ = ["Entry", "Ledger", "LedgerError", "Verdict"]
+__all__ = [
+    "COLUMNS",
+    "Entry",
+    "Ledger",
+    "LedgerError",
+    "Verdict",
+    "check_ledger",
+    "connect",
+    "lock_ledger",
+    "read_entry",
+]
+
+_log = logging.getLogger("gmel.gateway")
 
 _VERSION = 1
 _MOST_TOGETHER = 512
@@ -52,7 +67,7 @@ CREATE TABLE IF NOT EXISTS blob (name TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS count (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 
-_COLUMNS = (
+COLUMNS = (
     "seq, id, request, digest, state, attempt, server, lease_until_s, accepted_s, finished_s, result, result_bytes, "
     "error, record"
 )
@@ -115,13 +130,20 @@ class Ledger:
         """Opens or makes the ledger.
 
         Raises:
-            InputError: not a ledger, of another version, or damaged.
+            InputError: not a ledger, of another version, damaged, or in use.
         """
         self.path = path
         self._loop = asyncio.get_running_loop()
-        self._writer = _connect(path)
-        self._reader = _connect(path)
-        self._reader.execute("PRAGMA query_only = ON")
+        self._lock = lock_ledger(path)
+        try:
+            self._writer = connect(path)
+        except BaseException:
+            self._lock.close()
+            raise
+        # One for each thread that reads: two that share one could bind each other's values.
+        self._mine = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._closed = False
         self._changes: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._later: list[_Change] = []
         self.commits = 0
@@ -143,7 +165,7 @@ class Ledger:
                 "ON CONFLICT (id) DO NOTHING",
                 (task.id, digest, task.device, task.model, request, ACCEPTED, accepted_s),
             )
-            entry = _entry(connection.execute(f"SELECT {_COLUMNS} FROM task WHERE id = ?", (task.id,)).fetchone())
+            entry = read_entry(connection.execute(f"SELECT {COLUMNS} FROM task WHERE id = ?", (task.id,)).fetchone())
             if made.rowcount:
                 return "new", entry
             return ("same" if entry.digest == digest else "other"), entry
@@ -224,8 +246,8 @@ class Ledger:
                 f"UPDATE task SET state = ?, finished_s = ?, lease_until_s = NULL WHERE id = ? AND {_OPEN}",
                 (CANCELLED, time.time(), task_id),
             )
-            row = connection.execute(f"SELECT {_COLUMNS} FROM task WHERE id = ?", (task_id,)).fetchone()
-            return None if row is None else _entry(row)
+            row = connection.execute(f"SELECT {COLUMNS} FROM task WHERE id = ?", (task_id,)).fetchone()
+            return None if row is None else read_entry(row)
 
         return await self._change(change)
 
@@ -235,8 +257,8 @@ class Ledger:
 
     def get(self, task_id: str) -> Entry | None:
         """A task by its id."""
-        row = self._read(f"SELECT {_COLUMNS} FROM task WHERE id = ?", task_id)
-        return _entry(row[0]) if row else None
+        row = self._read(f"SELECT {COLUMNS} FROM task WHERE id = ?", task_id)
+        return read_entry(row[0]) if row else None
 
     def page(
         self, state: str | None = None, device: str | None = None, before: int | None = None, limit: int = 100
@@ -255,8 +277,8 @@ class Ledger:
                 rules.append(rule)
                 values.append(value)
         where = " AND ".join(rules)
-        rows = self._read(f"SELECT {_COLUMNS} FROM task WHERE {where} ORDER BY seq DESC LIMIT ?", *values, limit)
-        return [_entry(row) for row in rows]
+        rows = self._read(f"SELECT {COLUMNS} FROM task WHERE {where} ORDER BY seq DESC LIMIT ?", *values, limit)
+        return [read_entry(row) for row in rows]
 
     def blob(self, name: str) -> bytes | None:
         """A small result by its name."""
@@ -265,7 +287,7 @@ class Ledger:
 
     def unfinished(self) -> list[Entry]:
         """Every task without an end, in order of acceptance."""
-        return [_entry(row) for row in self._read(f"SELECT {_COLUMNS} FROM task WHERE {_OPEN} ORDER BY seq")]
+        return [read_entry(row) for row in self._read(f"SELECT {COLUMNS} FROM task WHERE {_OPEN} ORDER BY seq")]
 
     def records(self) -> list[dict[str, Any]]:
         """What was measured of each task that was done, in order of acceptance."""
@@ -283,22 +305,37 @@ class Ledger:
         await self._change(lambda connection: None)
 
     async def close(self) -> None:
-        """Writes what is waiting and closes the file."""
-        if self._thread.is_alive():
-            if self._later:
+        """Writes what is waiting and closes the file, whether or not the disk takes it."""
+        if self._closed:
+            return
+        if self._later:
+            # What was noted and cannot be written is not worth more: no task depends on it.
+            with contextlib.suppress(LedgerError):
                 await self.flush()
-            self._changes.put(None)
-            await asyncio.to_thread(self._thread.join)
-        self._writer.close()
-        self._reader.close()
+        self._closed = True
+        self._changes.put(None)
+        await asyncio.to_thread(self._thread.join)
+        for connection in (self._writer, *self._readers):
+            connection.close()
+        self._lock.close()
 
     def _read(self, statement: str, *values: Any) -> list[Any]:
         try:
-            return self._reader.execute(statement, values).fetchall()
+            reader: sqlite3.Connection | None = getattr(self._mine, "reader", None)
+            if reader is None:
+                if self._closed:
+                    raise LedgerError(f"{self.path}: is closed")
+                reader = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10.0)
+                reader.execute("PRAGMA query_only = ON")
+                self._mine.reader = reader
+                self._readers.append(reader)
+            return reader.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: {error}") from error
 
     async def _change(self, change: Callable[[sqlite3.Connection], Value]) -> Value:
+        if self._closed:
+            raise LedgerError(f"{self.path}: is closed")
         future: asyncio.Future[Value] = self._loop.create_future()
         later, self._later = self._later, []
         for each in later:
@@ -332,11 +369,15 @@ class Ledger:
                 values.append(change(self._writer))
             self._writer.execute("COMMIT")
             self.commits += 1
-        except sqlite3.Error as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            # What nobody waits for is tried again with the next commit.
-            again = [change for change, future in batch if future is None]
+        except Exception as error:  # whatever it is, nobody may wait for ever, and the thread must go on
+            with contextlib.suppress(sqlite3.Error):
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                _log.exception("%s: a change failed", self.path)
+            # What nobody waits for is tried again with the next commit, unless it was itself at fault.
+            at_fault = len(values) if len(values) < len(batch) and not _of_the_disk(error) else -1
+            again = [change for place, (change, future) in enumerate(batch) if future is None and place != at_fault]
             failure = LedgerError(f"{self.path}: {error}")
             self._tell(self._fail, [future for _, future in batch if future is not None], failure, again)
             return
@@ -367,25 +408,82 @@ def _count(connection: sqlite3.Connection, name: str, more: int = 1) -> None:
     )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _of_the_disk(error: Exception) -> bool:
+    """Whether the disk is to blame (full, not readable, locked), not what was asked."""
+    return isinstance(error, sqlite3.OperationalError)
+
+
+def lock_ledger(path: Path) -> Any:
+    """Keeps other gateways away from a ledger: each would run every task. The system takes it back when a process dies.
+
+    Raises:
+        InputError: another one has it, or it cannot be made.
+    """
+    try:
+        file = path.with_name(f"{path.name}.lock").open("wb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be used as a ledger ({error.strerror}); choose another folder") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(f"{path}: is in use by another gateway; end that one, or choose another --folder") from error
+    return file
+
+
+def check_ledger(path: Path) -> None:
+    """Opens a ledger and closes it again, before anything else is begun.
+
+    Raises:
+        InputError: as for :class:`Ledger`.
+    """
+    with contextlib.closing(lock_ledger(path)):
+        connect(path).close()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that may write; the file is made where there is none.
+
+    Raises:
+        InputError: not a ledger, of another version, or damaged.
+    """
+    connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-        if path.stat().st_size and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise InputError(f"{path}: damaged; move it away, and take back what can be read with --recover")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and version != _VERSION:
-            raise InputError(f"{path}: ledger of version {version}, this gmel keeps {_VERSION}; choose another file")
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-        return connection
-    except sqlite3.Error as error:
-        raise InputError(f"{path}: cannot be used as a ledger ({error}); choose another file") from error
+        return _prepared(path, connection)
+    except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise InputError(f"{path}: cannot be used as a ledger ({error}); choose another --folder") from error
+        raise InputError(f"{path}: damaged ({error}); take back what can be read with --recover") from error
+    except InputError:
+        if connection is not None:
+            connection.close()
+        raise
 
 
-def _entry(row: Any) -> Entry:
+def _prepared(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
+    if path.stat().st_size and (found := connection.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+        said = " ".join(str(found[0]).split()) if found else "no answer"
+        raise InputError(f"{path}: damaged ({said[:200]}); take back what can be read with --recover")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and version != _VERSION:
+        raise InputError(f"{path}: ledger of version {version}, this gmel keeps {_VERSION}; choose another file")
+    # In one transaction: a kill between table and version would leave a file that no gateway takes.
+    connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    return connection
+
+
+def read_entry(row: Any) -> Entry:
+    """A task from its row, in the order of `COLUMNS`.
+
+    Raises:
+        InputError: its request is none.
+    """
     return Entry(
         seq=row[0],
         task=read_task(json.loads(row[2])),

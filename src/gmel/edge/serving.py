@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from gmel.scenario.errors import InputError
 
 __all__ = ["Place", "check_open", "listen", "run", "serve"]
 
 _GRACE_S = 5
+HEAD_S = 10.0
+"""For the head of a request. Who sends nothing, or drips, holds a place that others need."""
+_MOST_CONNECTIONS = 4096
+_MOST_FILES = 2 * _MOST_CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,56 @@ def listen(place: Place) -> socket.socket:
 
 def run(serving: Coroutine[Any, Any, None]) -> None:
     """Runs until it is done, on the faster event loop where that is installed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:  # a thousand connections would be the end of it
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     factory = import_module("uvloop").new_event_loop if find_spec("uvloop") is not None else None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serving)
+
+
+_Protocol: Any = AutoHTTPProtocol
+
+
+class _Impatient(_Protocol):
+    """A connection that is closed where no request comes in time. uvicorn itself waits for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._hurry()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._waits():
+            self._hurry()
+        else:
+            self._rest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._rest()
+        super().connection_lost(exc)
+
+    def _waits(self) -> bool:
+        """Whether no request is there that is not answered yet."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _hurry(self) -> None:
+        if self._timer is None:  # more bytes give no more time
+            self._timer = self.loop.call_later(HEAD_S, self._late)
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._waits() and not self.transport.is_closing():
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -121,13 +174,14 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
+        http=_Impatient,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
-        limit_concurrency=4096,
+        limit_concurrency=_MOST_CONNECTIONS,
         ssl_certfile=place.certificate,
         ssl_keyfile=place.key,
     )

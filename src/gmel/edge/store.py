@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +35,8 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob("??/.*.part"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
 
     def put(self, data: bytes) -> str:
         """As :meth:`Store.put`.
@@ -43,10 +46,10 @@ class FolderStore:
         """
         name = name_of(data)
         path = self._path(name)
-        if path.exists() and path.stat().st_size == len(data):
+        if self.get(name) is not None:
             return name
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f".{name}.{os.getpid()}.part")
+        part = path.with_name(f".{name}.{secrets.token_hex(8)}.part")  # two tasks may have made the same
         try:
             with part.open("wb") as file:
                 file.write(data)

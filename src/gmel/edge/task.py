@@ -157,7 +157,10 @@ def _links(value: object) -> dict[str, float]:
     if not isinstance(value, dict) or len(cast("dict[Any, Any]", value)) > _MOST_LINKS:
         raise InputError(f"links_bps: must be an object of server names and bits per second, at most {_MOST_LINKS}")
     links = cast("dict[str, Any]", value)
-    return {check_name(name, "links_bps"): _number(links, name, 1.0, 1.0, 1e13) for name in links}
+    return {
+        check_name(name, "links_bps"): _number({f"links_bps.{name}": rate}, f"links_bps.{name}", 1.0, 1.0, 1e13)
+        for name, rate in links.items()
+    }
 
 
 def _whole(said: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
@@ -169,11 +172,18 @@ def _whole(said: Mapping[str, Any], name: str, default: int, low: int, high: int
 
 def _number(said: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = said.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(_float(value)):
         raise InputError(f"{name}: must be a number")
     if not low <= value <= high:
         raise InputError(f"{name}: must be from {low:g} to {high:g}")
     return float(value)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON has whole numbers of any length
+        return math.inf
 
 
 def _flag(said: Mapping[str, Any], name: str) -> bool:

@@ -1,13 +1,16 @@
 """What a gateway asks of whatever runs the tasks."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 
-__all__ = ["Answer", "Engine", "LostError", "RefusedError", "Told"]
+__all__ = ["Answer", "Engine", "LostError", "RefusedError", "Told", "read_answer"]
+
+_KIND = re.compile(r"[A-Za-z0-9.+-]{1,40}/[A-Za-z0-9.+-]{1,40}")
 
 Told = Callable[[str, dict[str, Any]], None]
 """Is told what happens to a task at the server: `queued`, `loading`, `running`, `progress`, with facts."""
@@ -40,6 +43,24 @@ class Answer:
     wait_s: float = 0.0
     switch_s: float = 0.0
     service_s: float = 0.0
+
+
+def read_answer(said: Mapping[str, Any], data: bytes | None) -> Answer:
+    """An answer from what a server says of it; `data` is None where the task failed.
+
+    Raises:
+        ValueError: times that are no times. They would stay in the record of the task for ever.
+    """
+    times = [said.get(name, 0.0) for name in ("wait_s", "switch_s", "service_s")]
+    for time_s in times:
+        if isinstance(time_s, bool) or not isinstance(time_s, int | float) or not -1e9 <= time_s <= 1e9:
+            raise ValueError("times must be numbers of seconds")
+    wait_s, switch_s, service_s = (max(float(time_s), 0.0) for time_s in times)
+    kind = str(said.get("kind", ""))
+    if not _KIND.fullmatch(kind):  # it becomes a header
+        kind = "application/octet-stream"
+    error = (str(said.get("error") or "") or "failed")[:500] if data is None else None
+    return Answer(data, error, kind, wait_s, switch_s, service_s)
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 
-from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told
+from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told, read_answer
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 
@@ -49,7 +49,7 @@ class HttpEngine:
                     await response.aread()
                     raise RefusedError(f"{server.name}: {response.status_code} {response.text[:200]}")
                 return await _read(response, server, told)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, RecursionError) as error:
             raise LostError(f"{server.name}: {type(error).__name__} {error}".strip()) from error
 
     async def cancel(self, server: ServerState, task_id: str) -> None:
@@ -58,7 +58,7 @@ class HttpEngine:
             return
         try:
             await self._client.delete(f"{server.beat.url}/v1/run/{task_id}", timeout=2.0)
-        except httpx.HTTPError:
+        except (httpx.HTTPError, httpx.InvalidURL):
             return
 
     async def heartbeat(self, server: ServerState) -> Beat | None:
@@ -90,32 +90,23 @@ async def _read(response: httpx.Response, server: ServerState, told: Told) -> An
     async for chunk in response.aiter_raw():
         waiting += chunk
         while final is None and (end := waiting.find(b"\n")) >= 0:
-            line: dict[str, Any] = json.loads(bytes(waiting[:end]))
+            line: Any = json.loads(bytes(waiting[:end]))
             del waiting[: end + 1]
+            if not isinstance(line, dict):
+                raise ValueError("a line that is no object")
             event = str(line.pop("event"))
             if event in ("done", "failed"):
-                final, size = line | {"event": event}, int(line.get("bytes", 0))
-                if not 0 <= size <= MOST_RESULT_BYTES:
-                    raise LostError(f"{server.name}: a result of {size} bytes, at most {MOST_RESULT_BYTES} are taken")
+                final, size = line | {"event": event}, line.get("bytes", 0)
+                if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_RESULT_BYTES:
+                    raise ValueError(f"a result of {str(size)[:40]} bytes, at most {MOST_RESULT_BYTES} are taken")
             elif event == "gone":
                 raise RefusedError(f"{server.name}: {line.get('error', 'cancelled')}")
             elif event != "beat":
                 told(event, line)
         if final is None and len(waiting) > _MOST_LINE:
-            raise LostError(f"{server.name}: a line without an end")
+            raise ValueError("a line without an end")
         if final is not None and len(waiting) >= size:
             break
     if final is None or len(waiting) != size:
         raise LostError(f"{server.name}: broke off")
-    wait_s, switch_s, service_s = (
-        max(float(final.get(name, 0.0)), 0.0) for name in ("wait_s", "switch_s", "service_s")
-    )
-    failed = final["event"] == "failed"
-    return Answer(
-        None if failed else bytes(waiting),
-        str(final.get("error", "failed"))[:500] if failed else None,
-        str(final.get("kind", "application/octet-stream"))[:100],
-        wait_s,
-        switch_s,
-        service_s,
-    )
+    return read_answer(final, None if final["event"] == "failed" else bytes(waiting))

@@ -39,6 +39,9 @@ class PullEngine:
         self._errands: dict[str, dict[str, _Errand]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._gone: dict[str, set[str]] = {}
+        self._polled: dict[str, float] = {}
+        self._turn: dict[str, int] = {}
+        self._closed = False
 
     async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
         """As :meth:`Engine.submit`."""
@@ -48,7 +51,10 @@ class PullEngine:
         self._bell(server.name).set()
         try:
             while True:
-                left = errand.heard + self._stall_s - time.monotonic()
+                heard = errand.heard
+                if not errand.fetched:  # a busy server that asks again and again is no silent one
+                    heard = max(heard, self._polled.get(server.name, heard))
+                left = heard + self._stall_s - time.monotonic()
                 if left <= 0:
                     raise LostError(f"{server.name}: silent for {self._stall_s:g} s")
                 done, _ = await asyncio.wait([errand.answer], timeout=left)
@@ -73,17 +79,30 @@ class PullEngine:
         return ()
 
     async def close(self) -> None:
-        """As :meth:`Engine.close`."""
+        """As :meth:`Engine.close`; those who wait for tasks are sent away."""
+        self._closed = True
+        for bell in self._news.values():
+            bell.set()
         for errands in self._errands.values():
             for errand in errands.values():
                 if not errand.answer.done():
                     errand.answer.set_exception(LostError("the gateway closes"))
 
     async def fetch(self, server: str, room: int, wait_s: float) -> dict[str, Any]:
-        """Tasks for a server that has room for some, as soon as there are any; and those that nobody wants any more."""
+        """Tasks for a server that has room for some, as soon as there are any; and those that nobody wants any more.
+
+        Who asks for the same server later takes the place of who asked before: after a restart nobody listens to the
+        answer of the older request, and the tasks in it would be missed only after a while.
+        """
         bell = self._bell(server)
         until = time.monotonic() + wait_s
+        self._polled[server] = time.monotonic()
+        turn = self._turn[server] = self._turn.get(server, 0) + 1
+        bell.set()
+        await asyncio.sleep(0)
         while True:
+            if self._closed or self._turn[server] != turn:
+                return {"tasks": [], "cancelled": []}
             bell.clear()
             waiting = [errand for errand in self._errands.get(server, {}).values() if not errand.fetched]
             gone = self._gone.pop(server, set())

@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from gmel import __version__
-from gmel.edge.bodies import TooLargeError
+from gmel.edge.bodies import SlowError, TooLargeError
 from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.gateway import Gateway, RefusalError, Settings
 from gmel.edge.gateway.operations import add_operations
@@ -72,6 +73,16 @@ def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None) 
     async def too_large(request: Request, error: TooLargeError) -> Response:  # pyright: ignore[reportUnusedFunction]
         del request
         return JSONResponse({"error": str(error)}, 413)
+
+    @app.exception_handler(SlowError)
+    async def too_slow(request: Request, error: SlowError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        return JSONResponse({"error": str(error)}, 408, {"Connection": "close"})
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request, error
+        return JSONResponse({"error": "body: broke off"}, 400)  # nobody reads it
 
     @app.exception_handler(LedgerError)
     async def no_ledger(request: Request, error: LedgerError) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -26,8 +26,10 @@ from gmel.edge.plant import Plant
 from gmel.edge.store import FolderStore
 from gmel.edge.task import DONE, FINAL, Task, check_name
 
-__all__ = ["MOST_BODY", "MOST_WAIT_S", "Gateway", "RefusalError", "Settings"]
+__all__ = ["LEDGER", "MOST_BODY", "MOST_WAIT_S", "RESULTS", "Gateway", "RefusalError", "Settings"]
 
+LEDGER, RESULTS = "ledger.sqlite", "results"
+"""In the folder of a gateway."""
 MOST_BODY = 64 * 1024
 """Bytes of a request, but for results."""
 MOST_WAIT_S = 60.0
@@ -54,6 +56,7 @@ class Settings:
         server_key: what servers are shown.
         verify: certificates of servers that are trusted: false, or a file.
         seed: of rules that draw.
+        lease_s: beyond what was expected of it, after which a task that does not end goes elsewhere.
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class Settings:
     server_key: str | None = None
     verify: bool | str = True
     seed: int = 0
+    lease_s: float = 60.0
 
 
 class RefusalError(Exception):
@@ -102,12 +106,19 @@ class Gateway:
         """Opens the ledger and takes up what is unfinished."""
         settings = self.settings
         settings.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(settings.folder / "ledger.sqlite")
-        self.store = FolderStore(settings.folder / "results")
+        self.ledger = Ledger(settings.folder / LEDGER)
+        self.store = FolderStore(settings.folder / RESULTS)
         push = self._engine or HttpEngine(settings.stall_s, settings.server_key, settings.verify)
         self.engine = EitherEngine(push, self.pull)
         self.dispatcher = Dispatcher(
-            self.ledger, self.store, self.fleet, self.decider, self.engine, self.metrics, self.tell
+            self.ledger,
+            self.store,
+            self.fleet,
+            self.decider,
+            self.engine,
+            self.metrics,
+            self.tell,
+            settings.lease_s,
         )
         self.dispatcher.start()
         self._asking = [asyncio.create_task(self._ask(name)) for name in self.engine.servers]
@@ -137,10 +148,13 @@ class Gateway:
                 with contextlib.suppress(asyncio.QueueFull):
                     watcher.put_nowait(line)
 
-    def watch(self) -> "asyncio.Queue[str]":
-        """A queue of all that happens from now on."""
+    def check_watchers(self) -> None:
+        """Turns those away who are too many."""
         if len(self._watchers) >= _MOST_WATCHERS:
             raise RefusalError(429, f"events: {_MOST_WATCHERS} are watching", 5.0)
+
+    def watch(self) -> "asyncio.Queue[str]":
+        """A queue of all that happens from now on."""
         watcher: asyncio.Queue[str] = asyncio.Queue(1000)
         self._watchers.add(watcher)
         return watcher
@@ -245,7 +259,9 @@ class Gateway:
             raise RefusalError(
                 409 if entry.state in FINAL else 404, f"task {entry.task.id}: {entry.state}, has no result"
             )
-        data = self.ledger.blob(entry.result) or self.store.get(entry.result)
+        data = self.ledger.blob(entry.result)
+        if data is None:
+            data = self.store.get(entry.result)
         if data is None:
             raise RefusalError(410, f"task {entry.task.id}: its result is no longer in the store, or damaged")
         return data

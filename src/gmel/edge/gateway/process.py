@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.app import gateway_app
-from gmel.edge.gateway.gateway import Settings
+from gmel.edge.gateway.gateway import LEDGER, RESULTS, Settings
+from gmel.edge.ledger import check_ledger
 from gmel.edge.logs import structured_logs
 from gmel.edge.plant import Plant, plant_of
+from gmel.edge.recovery import recover_ledger
 from gmel.edge.serving import Place, check_open, listen, run, serve
+from gmel.edge.store import FolderStore
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 
@@ -19,6 +22,7 @@ def run_gateway(
     place: Place,
     settings: Settings,
     say: Callable[[str], None],
+    recover: bool = False,
     engine_of: Callable[[Plant], Engine] | None = None,
 ) -> None:
     """Runs a gateway until it is told to end.
@@ -27,7 +31,8 @@ def run_gateway(
         scenario: preset or file of the plant.
         place: where it listens.
         settings: how.
-        say: is told its address.
+        say: is told its address, and what was taken back.
+        recover: whether a damaged ledger is taken back as far as it can be read.
         engine_of: makes the engine of the plant; HTTP if left out.
 
     Raises:
@@ -39,8 +44,12 @@ def run_gateway(
         settings.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{settings.folder}: cannot be made ({error.strerror}); choose another folder") from error
+    ledger = settings.folder / LEDGER
+    if recover:
+        say(f"ledger: {recover_ledger(ledger, FolderStore(settings.folder / RESULTS))}")
     app = gateway_app(plant, settings, None if engine_of is None else engine_of(plant))
+    check_ledger(ledger)
     door = listen(place)
     structured_logs()
     address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
-    run(serve(app, door, place, lambda: say(address)))
+    run(serve(app, door, place, lambda: say(f"gateway at {address}")))

@@ -1,5 +1,6 @@
 """Routes of servers: heartbeats, and the tasks of those that fetch them."""
 
+import asyncio
 import base64
 import time
 
@@ -7,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from gmel.edge.bodies import read_json
-from gmel.edge.engines.engine import Answer
+from gmel.edge.engines.engine import read_answer
 from gmel.edge.fleet import read_beat
 from gmel.edge.gateway.gateway import MOST_BODY, MOST_WAIT_S, Gateway
 from gmel.edge.gateway.schema import answers
@@ -49,7 +50,15 @@ def add_servers(app: FastAPI, gateway: Gateway) -> None:
             raise InputError("room: must be a whole number from 0 to 1000")
         if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 <= wait_s <= MOST_WAIT_S:
             raise InputError(f"wait_s: must be a number from 0 to {MOST_WAIT_S:g}")
-        return JSONResponse(await gateway.pull.fetch(name, room, float(wait_s)))
+        # Whoever asks may die meanwhile; tasks that are given to nobody would be missed only after a while.
+        fetching = asyncio.ensure_future(gateway.pull.fetch(name, room, float(wait_s)))
+        leaving = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait([fetching, leaving], return_when=asyncio.FIRST_COMPLETED)
+            return JSONResponse(await fetching if fetching.done() else {"tasks": [], "cancelled": []})
+        finally:
+            fetching.cancel()
+            leaving.cancel()
 
     @app.post("/v1/servers/{name}/tasks/{task_id}", responses=answers(200))
     async def hear(request: Request, name: str, task_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -64,19 +73,18 @@ def add_servers(app: FastAPI, gateway: Gateway) -> None:
         """The end of a task that a server has fetched."""
         gateway.server(request, name)
         body = await read_json(request, 256 * 2**20)
-        try:
-            wait_s, switch_s, service_s = (
-                max(float(body.get(key, 0.0)), 0.0) for key in ("wait_s", "switch_s", "service_s")
-            )
-            data = base64.b64decode(body.get("data", ""), validate=True)
-        except (ValueError, TypeError) as error:
-            raise InputError("data: must be base64, and times numbers") from error
         event, reason = body.get("event"), str(body.get("error", ""))[:500]
-        if event == "done":
-            kind = str(body.get("kind", "application/octet-stream"))[:100]
-            answer = Answer(data, None, kind, wait_s, switch_s, service_s)
-        elif event == "failed":
-            answer = Answer(None, reason or "failed", wait_s=wait_s, switch_s=switch_s, service_s=service_s)
-        else:
-            answer = None
+        if event not in ("done", "failed", "gone"):
+            raise InputError("event: must be done, failed or gone")
+        try:
+            data = base64.b64decode(body.get("data", ""), validate=True)
+            answer = None if event == "gone" else read_answer(body, data if event == "done" else None)
+        except (ValueError, TypeError) as error:
+            raise InputError("data: must be base64, and times numbers of seconds") from error
         return JSONResponse({"wanted": gateway.pull.bring(name, task_id, answer, reason)})
+
+
+async def _gone(request: Request) -> None:
+    """Returns when whoever asks is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -110,9 +110,11 @@ def _add_events(app: FastAPI, gateway: Gateway) -> None:
     async def events(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """All that happens, as server-sent events."""
         gateway.operator(request)
-        watcher = gateway.watch()
+        gateway.check_watchers()
 
         async def lines() -> AsyncIterator[str]:
+            # Not before: who leaves at once never gets here, and nobody would take the queue away.
+            watcher = gateway.watch()
             try:
                 yield ": gmel\n\n"
                 while True:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gmel.edge.bodies import TooLargeError, read_json
+from gmel.edge.bodies import SlowError, TooLargeError, read_json
 from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.server.round_routes import round_routes
 from gmel.edge.server.runner import Run, Runner
@@ -26,6 +26,16 @@ __all__ = ["BEAT_S", "follow", "server_app"]
 
 BEAT_S = 1.0
 """A line at least this often, so that silence means something."""
+
+
+_WRONG: dict[Any, int] = {InputError: 400, TooLargeError: 413, SlowError: 408, ClientDisconnect: 400}
+"""Bodies that are none, and how that is answered."""
+
+
+async def _wrong(request: Request, error: Exception) -> Response:
+    del request
+    headers = {"Connection": "close"} if isinstance(error, SlowError) else {}
+    return JSONResponse({"error": str(error) or "body: broke off"}, _WRONG[type(error)], headers)
 
 
 async def follow(run: Run) -> AsyncGenerator[dict[str, Any]]:
@@ -77,13 +87,8 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None, site: "Site 
     async def run(request: Request) -> Response:
         if (refused := stranger(request)) is not None:
             return refused
-        try:
-            body = await read_json(request, 64 * 1024)
-            task, attempt = read_task(body.get("task")), body.get("attempt", 1)
-        except TooLargeError as error:
-            return JSONResponse({"error": str(error)}, 413)
-        except InputError as error:
-            return JSONResponse({"error": str(error)}, 400)
+        body = await read_json(request, 64 * 1024)
+        task, attempt = read_task(body.get("task")), body.get("attempt", 1)
         if (refused := stranger(request, task.device)) is not None:
             return refused
         try:
@@ -145,5 +150,6 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None, site: "Site 
             Route("/healthz", healthy),
             Route("/readyz", ready),
             Route("/metrics", metrics),
-        ]
+        ],
+        exception_handlers=dict.fromkeys(_WRONG, _wrong),
     )

@@ -116,9 +116,14 @@ async def _serve(
 
         site = Site.read(options.site_rows)
     app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys), site)
+
+    async def drain() -> None:
+        await runner.drain()
+        await line.delivered()
+
     reporting = asyncio.create_task(line.keep()) if options.gateway else None
     try:
-        await serve(app, door, place, lambda: say(address), runner.drain)
+        await serve(app, door, place, lambda: say(address), drain)
     finally:
         if reporting is not None:
             reporting.cancel()

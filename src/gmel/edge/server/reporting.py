@@ -5,7 +5,9 @@ import base64
 import contextlib
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Coroutine, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import httpx
 
@@ -43,6 +45,7 @@ class Reporting:
     speed: float = 0.0
     key: str | None = None
     verify: bool | str = True
+    _telling: "set[asyncio.Task[None]]" = field(default_factory=set["asyncio.Task[None]"])
 
     async def keep(self) -> None:
         """Goes on until it is cancelled; a gateway that is away is asked again."""
@@ -82,12 +85,22 @@ class Reporting:
                 answer = await client.put(f"/v1/servers/{self.name}", json=asdict(self.beat()), timeout=BEAT_S * 2)
                 if answer.status_code != 200:
                     trouble = f"gateway {self.gateway}: {answer.status_code} {answer.text[:200]}"
-            except httpx.HTTPError as error:
+            except Exception as error:  # without heartbeats a server that is well would be taken for dead
                 trouble = f"gateway {self.gateway}: {type(error).__name__} {error}".strip()
             if trouble != said:
                 _log.warning("%s", trouble or f"gateway {self.gateway}: reached")
                 said = trouble
             await asyncio.sleep(max(BEAT_S - (time.monotonic() - began), 0.05))
+
+    async def delivered(self) -> None:
+        """Returns when the end of everything that was fetched is at the gateway, or was tried for long enough."""
+        while self._telling:
+            await asyncio.wait(list(self._telling))
+
+    def _tell(self, group: asyncio.TaskGroup, telling: Coroutine[Any, Any, None]) -> None:
+        task = group.create_task(telling)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _fetch(self, client: httpx.AsyncClient, group: asyncio.TaskGroup) -> None:
         while True:
@@ -105,10 +118,13 @@ class Reporting:
                     try:
                         run = await self.runner.take(task, int(each["attempt"]))
                     except InputError as error:
-                        await self._end(client, task.id, {"event": "gone", "error": str(error)}, None)
+                        gone = {"event": "gone", "error": str(error)}
+                        self._tell(group, self._end(client, task.id, gone, None))
                         continue
-                    group.create_task(self._follow(client, run))
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
+                    self._tell(group, self._follow(client, run))
+            except Exception as error:  # a gateway may say anything; this server goes on asking
+                if not isinstance(error, httpx.HTTPError):
+                    _log.warning("gateway %s: %s %s", self.gateway, type(error).__name__, error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _follow(self, client: httpx.AsyncClient, run: Run) -> None:
@@ -122,7 +138,7 @@ class Reporting:
                 except httpx.HTTPError:
                     continue  # the next line comes within a second
 
-    async def _end(self, client: httpx.AsyncClient, task_id: str, line: dict[str, object], run: Run | None) -> None:
+    async def _end(self, client: httpx.AsyncClient, task_id: str, line: Mapping[str, object], run: Run | None) -> None:
         data = b"" if run is None or run.product is None else run.product.data
         body = {**line, "data": base64.b64encode(data).decode()}
         for _ in range(30):

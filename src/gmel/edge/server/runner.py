@@ -214,12 +214,16 @@ class Runner:
         return self._models[name]
 
     def _end(self, run: Run) -> None:
-        self.runs.pop(run.task.id, None)
+        if self.runs.get(run.task.id) is run:  # it may have been cancelled and sent again meanwhile
+            del self.runs[run.task.id]
         if run.product is not None:
             self.done += 1
             each_s = (run.ended - run.ready) / run.task.images
             before_s = self._image_s.get(run.task.model, each_s)
             self._image_s[run.task.model] = before_s + _LEARNING * (each_s - before_s)
+            before = self._done.pop(run.task.id, None)
+            if before is not None and before.product is not None:
+                self._kept -= len(before.product.data)
             self._done[run.task.id] = run
             self._kept += len(run.product.data)
             while self._kept > _KEPT_BYTES or len(self._done) > _KEPT:
