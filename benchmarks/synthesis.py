@@ -297,7 +297,7 @@ def main() -> int:
         found = measure_ours(updates, repeats) if ours else measure_theirs(options.part, updates, repeats)
         print(json.dumps(found))
         return 0
-    console = Console() if sys.stdout.isatty() else Console(width=130)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     there = all(find_spec(name) is not None for name in ("torch", "diffusers"))
     rounds: dict[str, list[Row]] = {OURS: [], **({name: [] for name in THEIRS} if there else {})}
     before = os.getloadavg()[0]
