@@ -45,8 +45,11 @@ function draw(tag, attributes = {}, text = null) {
 }
 
 // Rows by key: those that stay keep their node, and with it the focus. A row that has the focus is not taken away.
+const rowsOf = new WeakMap();
+
 function sync(parent, items, keyOf, makeRow, fillRow) {
-  const rows = (parent.rows ??= new Map());
+  const rows = rowsOf.get(parent) ?? new Map();
+  rowsOf.set(parent, rows);
   const wanted = new Set(items.map(keyOf));
   for (const [key, row] of rows) {
     if (!wanted.has(key) && !row.contains(document.activeElement)) {
@@ -129,20 +132,33 @@ let latest = null; // the last state
 let heard = 0; // when it came
 let streaming = false;
 
-class LockedError extends Error {}
+class LockedError extends Error {} // a key is needed
+class GoneError extends Error {} // no answer, or none that can be used
 
 async function ask(path, options = {}) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS), ...options });
+  let answer;
+  try {
+    answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS), ...options });
+  } catch (error) {
+    throw new GoneError(path, { cause: error });
+  }
   if (answer.status === 401 || answer.status === 403) {
     lock(answer.status);
     throw new LockedError();
   }
-  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  if (!answer.ok) throw new GoneError(`${path}: ${answer.status}`);
   return answer;
 }
 
-const read = async (path) => (await ask(path)).json();
+async function read(path) {
+  const answer = await ask(path);
+  try {
+    return await answer.json();
+  } catch (error) {
+    throw new GoneError(path, { cause: error });
+  }
+}
 
 function lock(status) {
   if (locked) return;
@@ -205,7 +221,9 @@ function every(interval, work) {
       await work();
     } catch (error) {
       // Of the other requests nothing is said: the state tells whether the gateway is there.
-      if (!(error instanceof LockedError) && work === readState) lost();
+      if (error instanceof GoneError) {
+        if (work === readState) lost();
+      } else if (!(error instanceof LockedError)) console.error(error);
     } finally {
       busy = false;
     }
@@ -234,7 +252,7 @@ async function readState() {
 async function readTasks() {
   if (still($("tasks"))) return;
   const state = $("state").value;
-  showTasks((await read(`/v1/tasks?limit=25${state ? `&state=${state}` : ""}`)).tasks);
+  showTasks((await read(`/v1/tasks?limit=15${state ? `&state=${state}` : ""}`)).tasks);
 }
 
 // Events by fetch, because an EventSource cannot send a key.
@@ -336,7 +354,7 @@ function showServers(servers) {
         server.name,
         [text, `state ${kind}`],
         `${server.tasks - server.waiting} + ${server.waiting}`,
-        seconds(server.backlog_s),
+        kind !== "ready" ? "-" : server.backlog_s ? seconds(server.backlog_s) : "now",
         server.pace.toFixed(2),
         server.done,
         [server.lost, server.lost ? "number late-mark" : "number"],
@@ -391,7 +409,7 @@ function showDecisions(state) {
       const to = `: ${decision.device} to `;
       what.append(taskButton(decision.id), to, make("b", "", decision.server));
       const more = decision.options > Object.keys(decision.scores).length ? `, best of ${decision.options} options` : "";
-      line.append(what, make("span", "when", `${clock(decision.at_s)}, expected ${seconds(decision.expected_s)}${more}`));
+      line.append(what, make("span", "when", `${clock(decision.at_s)} by ${decision.policy}, expected ${seconds(decision.expected_s)}${more}`));
       const scores = make("ul", "scores");
       scores.setAttribute("aria-label", `Scores for task ${decision.id} by ${decision.policy}`);
       row.append(line, scores);
@@ -406,7 +424,7 @@ function showDecisions(state) {
 function incidentText(event) {
   const tasks = event.times > 1 ? `${event.times} tasks` : `task ${event.id}`;
   const at = event.server ? ` at ${event.server}` : "";
-  const why = event.error ? `: ${event.error}` : "";
+  const why = event.error ? `: ${event.error.replace(`${event.server}: `, "")}` : "";
   switch (event.event) {
     case "retried":
       return ["retried", "sent again", `${tasks}${at}${why}`];
@@ -508,7 +526,7 @@ function showDevices({ width, height, side, top, inner, onMap }) {
     const sign = draw("g", { class: "device" });
     sign.append(draw("title", {}, `${device.name}, heard ${lasting(device.seen_s)} ago`), draw("circle", { cx: x, cy: y, r: 4.5 }));
     if (!known && room >= 44) {
-      const letters = Math.floor(room / 6.6);
+      const letters = Math.floor(room / 7.4);
       sign.append(draw("text", { class: "soft middle", x, y: upper ? y - 10 : y + 19 }, shortened(device.name, letters)));
     }
     signs.push(sign);
@@ -680,7 +698,8 @@ function showHistogram() {
   nodes.push(draw("line", { class: "limit", x1: line, x2: line, y1: 14, y2: floor }));
   nodes.push(draw("text", { class: "soft end", x: line - 6, y: 20 }, "in time"));
   nodes.push(draw("text", { class: "soft", x: line + 6, y: 20 }, "late"));
-  [[0, "0"], [5, "50 %"], [10, "100 %"], [12, "200 %"]].forEach(([place, text]) => {
+  const marks = [[0, "0"], [5, "50 %"], [10, "100 %"], [12, "200 %"]];
+  marks.slice(0, width < 420 ? 3 : 4).forEach(([place, text]) => {
     nodes.push(draw("text", { class: "soft middle", x: left + place * step, y: floor + 18 }, text));
   });
   layer.replaceChildren(...nodes);
@@ -712,7 +731,7 @@ function showTasks(tasks) {
       const { request, record } = task;
       const late = record && record.latency_s > request.deadline_s;
       const filled = [
-        [task.state === "leased" && task.stage ? `${task.state}, ${task.stage}` : task.state, `state ${task.state}`],
+        [task.state === "leased" ? `leased, ${percent(task.progress ?? 0)}` : task.state, `state ${task.state}`],
         request.device,
         `${request.images} × ${request.model}${request.label ? ` ${request.label}` : ""}`,
         task.server ?? "-",
@@ -758,12 +777,12 @@ async function showChosen() {
   $("back").hidden = false;
   const policy = task.policy ?? record?.policy;
   const expected = task.expected_s ?? record?.expected_s;
-  const running = task.stage && !chosen.over ? `, ${task.stage}${task.progress ? ` ${percent(task.progress)}` : ""}` : "";
+  const running = chosen.over ? "" : `, ${percent(task.progress ?? 0)} done`;
   const facts = [
     ["state", `${task.state}${running}${task.attempt > 1 ? `, attempt ${task.attempt}` : ""}`],
     ["asked by", `${request.device}: ${request.images} × ${request.model} ${request.label}`.trim()],
     ["server", task.server ?? "none yet"],
-    ["decided by", policy ? `${policy}` : "-"],
+    ["decided by", policy ?? "-"],
     ["expected", seconds(expected)],
     ["latency", record ? `${seconds(record.latency_s)} of ${seconds(request.deadline_s)}` : `deadline ${seconds(request.deadline_s)}`],
   ];
