@@ -19,6 +19,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from gmel.edge.deciding import Version
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import Settings
 from gmel.edge.keys import add_key
@@ -192,6 +193,35 @@ def test_what_happens_to_many_tasks_at_once_is_one_line() -> None:
 def test_refusals_are_counted(client: TestClient) -> None:
     assert client.post("/v1/tasks", json={"id": "a", "device": "d", "model": "compose"}).status_code == 503
     assert client.get("/v1/state").json()["turned_away"] == {"503": 1}
+
+
+class Broken:
+    """A policy that cannot decide."""
+
+    def scores(self, row: object, options: object, servers: object) -> list[float]:
+        raise ValueError("no idea")
+
+
+def test_a_state_tells_why_a_task_went_where_it_went(client: TestClient) -> None:
+    for name, speed in (("quick", 2.0), ("slow", 0.5)):
+        client.put(f"/v1/servers/{name}", json={"url": None, "speed": speed})
+    decider = client.app.state.gateway.decider  # type: ignore[attr-defined]
+    body = {"id": "a", "device": "camera", "model": "compose"}
+    assert client.post("/v1/tasks", json=body).status_code == 202
+    decider.history.append(Version(7, "learned", 0.0, Broken()))
+    assert client.post("/v1/tasks", json=body | {"id": "b"}).status_code == 202
+
+    failed, fine = client.get("/v1/state").json()["decisions"]
+    assert (fine["id"], fine["server"], fine["policy"], fine["fallback"]) == ("a", "quick", "earliest-finish", None)
+    assert fine["scores"]["quick"] > fine["scores"]["slow"]
+    assert fine["options"] == 2
+    assert (failed["id"], failed["policy"], failed["version"]) == ("b", "earliest-finish", 7)
+    assert failed["fallback"] == "learned: ValueError: no idea"
+    assert client.delete("/v1/tasks/b").json()["state"] == "cancelled"
+    ended = client.get("/v1/tasks/b").json()
+    assert ended["scores"] == failed["scores"]
+    assert ended["fallback"] == failed["fallback"]
+    assert client.get("/v1/state").json()["incidents"][0]["event"] == "cancelled"
 
 
 def series(text: str) -> set[str]:

@@ -117,10 +117,18 @@ function lasting(value) {
   return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
 }
 
+// Of an axis: without noughts at the end.
+function tick(value) {
+  const said = seconds(value);
+  return said.includes(".") ? said.replace(/\.?0+ s$/, " s") : said;
+}
+
 const count = (value, one, many = `${one}s`) => `${value} ${value === 1 ? one : many}`;
 const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.1 ? 1 : 0)} %`.replace(".0 %", " %");
 const clock = (at_s) => new Date(at_s * 1000).toLocaleTimeString([], { hour12: false });
 const shortened = (text, letters) => (text.length <= letters ? text : `${text.slice(0, Math.max(letters - 1, 1))}…`);
+// Of names that differ by their number at the end, that end stays.
+const squeezed = (text, letters) => (text.length <= letters ? text : `${text.slice(0, Math.max(letters - 4, 1))}…${text.slice(-3)}`);
 
 // ---------------------------------------------------------------- the gateway
 
@@ -136,7 +144,8 @@ class LockedError extends Error {} // a key is needed
 class GoneError extends Error {} // no answer, or none that can be used
 
 async function ask(path, options = {}) {
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const shown = key;
+  const headers = shown ? { Authorization: `Bearer ${shown}` } : {};
   let answer;
   try {
     answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS), ...options });
@@ -144,7 +153,7 @@ async function ask(path, options = {}) {
     throw new GoneError(path, { cause: error });
   }
   if (answer.status === 401 || answer.status === 403) {
-    lock(answer.status);
+    if (shown === key) lock(answer.status); // not where another key was given meanwhile
     throw new LockedError();
   }
   if (!answer.ok) throw new GoneError(`${path}: ${answer.status}`);
@@ -527,7 +536,7 @@ function showDevices({ width, height, side, top, inner, onMap }) {
     sign.append(draw("title", {}, `${device.name}, heard ${lasting(device.seen_s)} ago`), draw("circle", { cx: x, cy: y, r: 4.5 }));
     if (!known && room >= 44) {
       const letters = Math.floor(room / 7.4);
-      sign.append(draw("text", { class: "soft middle", x, y: upper ? y - 10 : y + 19 }, shortened(device.name, letters)));
+      sign.append(draw("text", { class: "soft middle", x, y: upper ? y - 10 : y + 19 }, squeezed(device.name, letters)));
     }
     signs.push(sign);
   });
@@ -626,7 +635,7 @@ function showTimeline() {
   const nodes = [];
   for (let value = 0; value <= ceiling + unit / 2; value += unit) {
     nodes.push(draw("line", { class: value ? "grid" : "axis", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-    nodes.push(draw("text", { class: "soft end", x: left - 6, y: y(value) + 4 }, value ? seconds(value).replace(/\.?0+ s/, " s") : "0"));
+    nodes.push(draw("text", { class: "soft end", x: left - 6, y: y(value) + 4 }, value ? tick(value) : "0"));
   }
   const most = Math.max(...rows.map((row) => row.tasks), 1);
   const tall = floor - bottom - 16;
@@ -805,17 +814,20 @@ async function showChosen() {
   }
 }
 
-const photos = new Map(); // addresses of photos in memory by task; null where there is none
+const photos = new Map(); // promises of the addresses of photos in memory, by task; of null where there is none
 const isPhoto = (task) => task.state === "done" && task.record?.kind === "application/zip";
 
-async function photo(id) {
+function photo(id) {
   if (!photos.has(id)) {
-    photos.set(id, null);
-    try {
-      photos.set(id, URL.createObjectURL(await (await ask(`/v1/tasks/${encodeURIComponent(id)}/preview.png`)).blob()));
-    } catch (error) {
-      if (error instanceof LockedError) photos.delete(id); // others have no photo, and are not asked again
-    }
+    const path = `/v1/tasks/${encodeURIComponent(id)}/preview.png`;
+    const loaded = ask(path).then(async (answer) => URL.createObjectURL(await answer.blob()));
+    photos.set(
+      id,
+      loaded.catch((error) => {
+        if (error instanceof LockedError) photos.delete(id); // others have no photo, and are not asked again
+        return null;
+      }),
+    );
   }
   return photos.get(id);
 }
@@ -824,8 +836,8 @@ async function readGallery() {
   if (still($("gallery"))) return;
   const done = (await read("/v1/tasks?state=done&limit=50")).tasks;
   const drawn = done.filter(isPhoto).slice(0, MOST_PHOTOS);
-  const urls = await Promise.all(drawn.map((task) => photo(task.id)));
-  const shown = drawn.filter((_, place) => urls[place]);
+  const urls = new Map(await Promise.all(drawn.map(async (task) => [task.id, await photo(task.id)])));
+  const shown = drawn.filter((task) => urls.get(task.id));
   sync(
     $("gallery"),
     shown,
@@ -836,7 +848,7 @@ async function readGallery() {
       const button = make("button");
       const image = make("img");
       const label = request.label || "first class";
-      image.src = photos.get(task.id);
+      image.src = urls.get(task.id);
       image.alt = `${label}, drawn by ${server}`;
       button.type = "button";
       button.append(image, make("span", "label", label), make("span", "", `${server}, ${count(request.images, "photo")}`), make("span", "", task.id));
@@ -846,11 +858,11 @@ async function readGallery() {
     },
     () => {},
   );
-  const kept = new Set([...shown.map((task) => task.id), chosen.id]);
-  for (const [id, url] of photos) {
-    if (kept.has(id) || (!url && photos.size < 500)) continue;
-    if (url) URL.revokeObjectURL(url);
+  const kept = new Set([...drawn.map((task) => task.id), chosen.id]);
+  for (const [id, loading] of photos) {
+    if (kept.has(id)) continue;
     photos.delete(id);
+    loading.then((url) => url && URL.revokeObjectURL(url));
   }
   const none = done.length ? "The last results hold no photos: their servers only take the time of a task." : "No task is done yet.";
   set($("gallery-text"), shown.length ? "The first photo of the newest results. Choose one to see how it came about." : none);
