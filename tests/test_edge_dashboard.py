@@ -144,6 +144,23 @@ def test_the_script_finds_what_it_looks_for() -> None:
     assert set(re.findall(r'\$\("([\w-]+)"\)', JS)) <= set(IDS)
 
 
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out(theme: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", CSS, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", light if theme == "light" else dark))
+    for ground in ("page", "card"):
+        for ink in ("ink", "soft", "accent", "ready", "resting", "draining", "gone", "late-ink"):
+            one, other = sorted((luminance(colours[ground]), luminance(colours[ink])))
+            assert (other + 0.05) / (one + 0.05) >= 4.5, (theme, ink, ground)
+
+
 def test_what_happened_lately_is_bounded_and_told_newest_first() -> None:
     recent = Recent()
     for number in range(3000):

@@ -105,7 +105,7 @@ function seconds(value) {
   if (size >= 600) return `${Math.round(value / 60)} min`;
   if (size >= 100) return `${Math.round(value)} s`;
   if (size >= 10) return `${value.toFixed(1)} s`;
-  if (size >= 0.1 || size === 0) return `${value.toFixed(2)} s`;
+  if (size >= 0.1) return `${value.toFixed(2)} s`;
   return `${Math.round(value * 1000)} ms`;
 }
 
@@ -535,8 +535,8 @@ function showDevices({ width, height, side, top, inner, onMap }) {
     const sign = draw("g", { class: "device" });
     sign.append(draw("title", {}, `${device.name}, heard ${lasting(device.seen_s)} ago`), draw("circle", { cx: x, cy: y, r: 4.5 }));
     if (!known && room >= 44) {
-      const letters = Math.floor(room / 7.4);
-      sign.append(draw("text", { class: "soft middle", x, y: upper ? y - 10 : y + 19 }, squeezed(device.name, letters)));
+      const letters = Math.floor(room / 6.8);
+      sign.append(draw("text", { class: "soft middle tiny", x, y: upper ? y - 10 : y + 19 }, squeezed(device.name, letters)));
     }
     signs.push(sign);
   });
@@ -574,7 +574,7 @@ function serverSigns(servers, width) {
       sign.append(draw("text", { class: "name", x: x + pad, y: y + 23 }, shortened(server.name, long ? letters - 8 : letters)));
       if (long) sign.append(draw("text", { class: "soft end", x: x + size - pad, y: y + 23 }, tasks));
       const short = { gone: "not heard", resting: "left alone" }[kind] ?? text;
-      sign.append(draw("text", { class: "soft state", x: x + pad, y: y + 41 }, shortened(short, letters)));
+      sign.append(draw("text", { class: "soft state", x: x + pad, y: y + 41 }, shortened(short, Math.floor((size - 2 * pad) / 6.4))));
     }
     sign.append(...queueCells(server, x + pad, small ? y + height / 2 - 3 : y + 52, size - 2 * pad, small ? 6 : 10));
     return sign;
