@@ -4,7 +4,7 @@ from functools import partial
 
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
-from gmel.synthesis.detector.cnn import CnnDetector
+from gmel.synthesis.detector.cnn import STEPS, CnnDetector
 from gmel.synthesis.detector.linear import Doubles
 from gmel.synthesis.detector.pictures import PictureExtractor
 from gmel.synthesis.rows import Bools, Learner, Rows
@@ -34,8 +34,10 @@ def cnn_learner(extractor: PictureExtractor, seed: int, reporter: Reporter) -> L
         seed: of the first weights and of the batches.
         reporter: told how each training goes on.
     """
-    return partial(_cnn, extractor.channels, seed, reporter)
+    return partial(_cnn, extractor.channels, STEPS, seed, reporter)
 
 
-def _cnn(channels: int, seed: int, reporter: Reporter, rows: Rows, _synthetic: Bools, weights: Doubles) -> CnnDetector:
-    return CnnDetector.fit(rows.features, rows.labels.tolist(), weights, channels, seed, reporter)
+def _cnn(
+    channels: int, steps: int, seed: int, reporter: Reporter, rows: Rows, _synthetic: Bools, weights: Doubles
+) -> CnnDetector:
+    return CnnDetector.fit(rows.features, rows.labels.tolist(), weights, channels, seed, reporter, steps)

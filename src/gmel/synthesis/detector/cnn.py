@@ -26,7 +26,7 @@ from gmel.synthesis.photo import GOOD, Floats
 
 __all__ = ["STEPS", "Cnn", "CnnDetector", "CnnSize"]
 
-STEPS = 300
+STEPS = 600
 """Updates of a training."""
 _BATCH = 32
 _RATE = 3e-3
