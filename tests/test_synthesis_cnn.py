@@ -241,6 +241,7 @@ def test_a_broken_file_is_refused_in_one_line(
         load_detector(path)
     assert "\n" not in str(caught.value)
     assert "generator" not in str(caught.value)
+    assert str(caught.value).count("train the detector anew") == 1
 
 
 def test_train_and_detect_as_a_user_types_them(folder: Path, trained: tuple[Path, dict[str, Any]]) -> None:

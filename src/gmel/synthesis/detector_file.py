@@ -291,7 +291,7 @@ def _head(part: str, facts: dict[str, Any], arrays: dict[str, Any], extractor: E
         raise ValueError(f"{part} has other classes, or temperature {temperature}")
     if isinstance(extractor, PictureExtractor):
         size = CnnSize(extractor.side, extractor.channels, len(classes))
-        network = with_weights(Cnn(size, jax.random.key(0)), arrays, f"{part}.", "train the detector anew")
+        network = with_weights(Cnn(size, jax.random.key(0)), arrays, f"{part}.", remedy="")
         return CnnDetector(classes, network, temperature)
     weights, bias = arrays[f"{part}.weights"], arrays[f"{part}.bias"]
     scaling = Scaling(arrays[f"{part}.mean"], arrays[f"{part}.deviation"], arrays.get(f"{part}.whitening"))
