@@ -8,6 +8,7 @@ import typer
 __all__ = [
     "Builtin",
     "Crop",
+    "DetectorName",
     "Draws",
     "Folder",
     "Good",
@@ -29,6 +30,12 @@ Crop = Annotated[int | None, typer.Option(help="Cut windows of this side around 
 Shots = Annotated[int, typer.Option(help="Photos of each defect class to learn from.")]
 Draws = Annotated[int, typer.Option(help="Independent draws of the shots; 10 or more for a claim.")]
 Modes = Annotated[str, typer.Option(help="Modes to try, separated by commas; the gate decides.")]
+DetectorName = Annotated[
+    str,
+    typer.Option(
+        "--detector", help="texture: statistics and logistic regression; or cnn: a small network, minutes to train."
+    ),
+]
 TestPerClass = Annotated[int | None, typer.Option(help="Photos of each class to test on; default: half.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 SplitSeed = Annotated[int | None, typer.Option(min=0, help="Of the split into test and rest.")]

@@ -9,6 +9,7 @@ import typer
 from gmel.cli.photos import (
     Builtin,
     Crop,
+    DetectorName,
     Draws,
     Folder,
     Good,
@@ -132,6 +133,9 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     prior: Prior = None,
     pipeline: Pipeline = None,
+    detector: Annotated[
+        str, typer.Option(help="texture; or cnn: rows of a small network trained from scratch stand beside those.")
+    ] = "texture",
     as_json: Annotated[bool, typer.Option("--json", help="Print the experiment as JSON.")] = False,
 ) -> None:
     """Measure what synthesis is worth on a data set: detectors with and without it, on the same test photos."""
@@ -144,7 +148,7 @@ def evaluate(
 
     source = Source(folder, builtin, layout, good, crop)
     split_seed = SPLIT_SEED if seed is None else seed
-    settings = Settings(shots, draws, modes_named(modes), test_per_class, split_seed, curves=curves)
+    settings = Settings(shots, draws, modes_named(modes), test_per_class, split_seed, curves=curves, detector=detector)
     with ConsoleReporter() as reporter:
         found = run_experiment(source, settings, out, resume, reporter, prior, pipeline)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))
@@ -158,6 +162,7 @@ def train(
     good: Good = "good",
     modes: Modes = "compose",
     encoder: Annotated[Path | None, typer.Option(help="A frozen ONNX encoder in place of texture features.")] = None,
+    detector: DetectorName = "texture",
     false_alarms: Annotated[float, typer.Option(help="Share of good parts that may be called defect.")] = 0.05,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the gate found as JSON.")] = False,
@@ -167,7 +172,9 @@ def train(
     from gmel.synthesis.modes import modes_named  # noqa: PLC0415
 
     with ConsoleReporter() as reporter:
-        facts = train_from_folder(folder, layout, good, modes_named(modes), encoder, false_alarms, seed, out, reporter)
+        facts = train_from_folder(
+            folder, layout, good, modes_named(modes), encoder, false_alarms, seed, out, reporter, detector
+        )
         reporter.note(f"detector in {out}")
     typer.echo(json.dumps(facts, allow_nan=False) if as_json else "\n".join(training_lines(facts)))
 

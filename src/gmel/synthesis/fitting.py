@@ -20,6 +20,7 @@ from gmel.synthesis.data.write import check_file, check_folder, write_dataset
 from gmel.synthesis.detector_file import Finding, load_detector, save_detector, train_detector
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
 from gmel.synthesis.generator import Generator, Means, load_generator
+from gmel.synthesis.learners import TEXTURE, detector_named
 from gmel.synthesis.modes import EVERY_MODE, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.pretrained.folder import PipelineFolder
@@ -102,8 +103,9 @@ def train_from_folder(
     seed: int,
     out: Path,
     reporter: Reporter,
+    detector: str = TEXTURE,
 ) -> dict[str, Any]:
-    """Trains a detector on all photos of a folder and writes it.
+    """Trains a detector (by its name, texture or cnn) on all photos of a folder and writes it.
 
     Returns:
         What the gate chose and why, the threshold, what could not be used.
@@ -111,16 +113,18 @@ def train_from_folder(
     Raises:
         InputError: the folder, the encoder or the place to write cannot be used.
     """
+    detector_named(detector)
     check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     shots = [photo for photo in dataset.photos if photo.label != GOOD]
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
-    detector, decision, facts = train_detector(shots, parts, modes, encoder, false_alarms, seed, reporter)
-    save_detector(out, detector)
+    judge, decision, facts = train_detector(shots, parts, modes, encoder, false_alarms, seed, reporter, detector)
+    save_detector(out, judge)
     return {
         **facts,
-        "classes": list(detector.heads.classes),
-        "threshold": detector.heads.threshold if parts else None,
+        "detector": detector,
+        "classes": list(judge.heads.classes),
+        "threshold": judge.heads.threshold if parts else None,
         "gate": {
             "detection": {label: asdict(choice) for label, choice in decision.detection.items()},
             "typing": {label: asdict(choice) for label, choice in decision.typing.items()},
@@ -268,6 +272,7 @@ def run_experiment(
         InputError: photos that cannot be used, settings out of range, or a folder that holds an experiment and is not
             to be resumed.
     """
+    detector_named(settings.detector)
     if settings.draws < 1:
         raise InputError(f"draws is {settings.draws}; must be 1 or more (10 for a claim)")
     means = _means(prior, pipeline)
