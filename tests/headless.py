@@ -66,7 +66,7 @@ class Page:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait(self, script: str, timeout_s: float = 30.0) -> Any:
+    def wait(self, script: str, timeout_s: float = 90.0) -> Any:
         """Waits until an expression is true, and gives its value."""
         ends = time.monotonic() + timeout_s
         while True:

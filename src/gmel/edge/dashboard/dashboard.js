@@ -98,15 +98,17 @@ function taskButton(id) {
   return button;
 }
 
+const GAP = "\u00a0"; // a number stays in one line with its unit
+
 function seconds(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "-";
   const size = Math.abs(value);
-  if (size >= 6000) return `${Math.round(value / 3600)} h`;
-  if (size >= 600) return `${Math.round(value / 60)} min`;
-  if (size >= 100) return `${Math.round(value)} s`;
-  if (size >= 10) return `${value.toFixed(1)} s`;
-  if (size >= 0.1) return `${value.toFixed(2)} s`;
-  return `${Math.round(value * 1000)} ms`;
+  if (size >= 6000) return `${Math.round(value / 3600)}${GAP}h`;
+  if (size >= 600) return `${Math.round(value / 60)}${GAP}min`;
+  if (size >= 100) return `${Math.round(value)}${GAP}s`;
+  if (size >= 10) return `${value.toFixed(1)}${GAP}s`;
+  if (size >= 0.1) return `${value.toFixed(2)}${GAP}s`;
+  return `${Math.round(value * 1000)}${GAP}ms`;
 }
 
 function lasting(value) {
@@ -120,15 +122,15 @@ function lasting(value) {
 // Of an axis: without noughts at the end.
 function tick(value) {
   const said = seconds(value);
-  return said.includes(".") ? said.replace(/\.?0+ s$/, " s") : said;
+  return said.includes(".") ? said.replace(/\.?0+(?=\u00a0s$)/, "") : said;
 }
 
 const count = (value, one, many = `${one}s`) => `${value} ${value === 1 ? one : many}`;
-const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.1 ? 1 : 0)} %`.replace(".0 %", " %");
+const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.1 ? 1 : 0)}${GAP}%`.replace(".0", "");
 const clock = (at_s) => new Date(at_s * 1000).toLocaleTimeString([], { hour12: false });
 const shortened = (text, letters) => (text.length <= letters ? text : `${text.slice(0, Math.max(letters - 1, 1))}…`);
 // Of names that differ by their number at the end, that end stays.
-const squeezed = (text, letters) => (text.length <= letters ? text : `${text.slice(0, Math.max(letters - 4, 1))}…${text.slice(-3)}`);
+const squeezed = (text, letters) => (text.length <= letters ? text : `${text.slice(0, Math.max(letters - 5, 1))}…${text.slice(-3)}`);
 
 // ---------------------------------------------------------------- the gateway
 
