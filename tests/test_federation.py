@@ -384,8 +384,7 @@ def textures(count: int, seed: int) -> Dataset:
 
 
 def test_the_experiment_from_photos_to_the_table() -> None:
-    small = GeneratorPlan(rounds=8, local_steps=60, hidden=32)
-    settings = Settings(sites=2, shots=3, draws=2, epsilon=None, copies=2, generator=small)
+    settings = Settings(sites=2, shots=3, draws=2, epsilon=None, copies=2, generator=None)
     found = federate(textures(10, 0), settings, Silent())
     rows = table(found)
     assert rows["alone"]["accuracy"].mean <= 0.5
@@ -400,7 +399,22 @@ def test_the_experiment_from_photos_to_the_table() -> None:
     assert len([line for line in lines(found) if line.startswith("| ")]) == len(rows) + 1
 
 
-def test_drop_outs_are_told_in_the_outcome() -> None:
+def test_one_generator_in_rounds_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "_PER_CLASS", 60)
+    small = GeneratorPlan(rounds=6, local_steps=60, hidden=24)
+    found = federate(textures(10, 0), Settings(2, shots=3, draws=1, epsilon=None, copies=2, generator=small), Silent())
+    rows = table(found)
+    for way in (experiment.SHARED_OWN, experiment.SHARED_ALL, experiment.APART_OWN, experiment.APART_ALL):
+        assert rows[way]["accuracy"].mean > 0.9, way
+        assert 0.0 < rows[way]["attack"].mean <= 1.0
+    assert [rows[way]["rounds"] for way in (experiment.SHARED_ALL, experiment.APART_ALL)] == [6, 1]
+    # Down and up in each round, against once to the only other site.
+    weights = rows[experiment.APART_ALL]["bytes"] / 2
+    assert rows[experiment.SHARED_ALL]["bytes"] > 0.8 * 2 * 2 * 6 * weights
+
+
+def test_drop_outs_are_told_in_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "_PER_CLASS", 20)
     settings = Settings(
         sites=2,
         shots=2,

@@ -272,7 +272,7 @@ def test_real_processes_give_the_same_average(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_sites_that_spoil_or_die_do_not_stop_the_run() -> None:
     sites = site_rows({name: ["a", "b"] for name in ("dies", "east", "not finite", "raises", "west", "wrong shape")})
-    settings = FlowerSettings(round_s=45.0, client="spoiled_flower_client:spoiled_app")
+    settings = FlowerSettings(round_s=150.0, client="spoiled_flower_client:spoiled_app")
     through = train_over_flower(sites, Plan(rounds=2), 0, Silent(), settings=settings)
     assert through.log[0].used == ("dies", "east", "west")
     assert through.log[1].used == ("east", "west")
