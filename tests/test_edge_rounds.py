@@ -1,6 +1,7 @@
 """Federated rounds over edge servers: the same head as in one process, and sites that break or lie."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -126,7 +127,8 @@ def test_a_file_that_holds_no_rows(tmp_path: Path) -> None:
 
 
 def test_over_real_processes() -> None:
-    here = train_head(SITES, PLAN, 0)
-    there = train_over_servers(SITES, PLAN, 0, Silent())
+    sites = [replace(site, name=f"plant {site.name}, hall 1") for site in SITES]  # names as people give them
+    here = train_head(sites, PLAN, 0)
+    there = train_over_servers(sites, PLAN, 0, Silent())
     np.testing.assert_allclose(there.weights, here.weights, rtol=1e-5, atol=1e-6)
     assert there.log == here.log

@@ -9,7 +9,7 @@ import typer
 from gmel.cli.extras import need
 from gmel.scenario.errors import InputError
 
-__all__ = ["gateway", "key_app", "server"]
+__all__ = ["gateway", "key_app", "own_key", "server"]
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need --keys.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")]
@@ -20,6 +20,11 @@ Trusted = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates to 
 
 KEY_VARIABLE = "GMEL_KEY"
 """A key on the command line would be seen by everybody on the machine."""
+
+
+def own_key() -> str | None:
+    """The key of this process; None where there is none."""
+    return os.environ.get(KEY_VARIABLE) or None
 
 
 def gateway(
@@ -64,7 +69,7 @@ def gateway(
         rate,
         stall_s=stall,
         keys=keys,
-        server_key=os.environ.get(KEY_VARIABLE),
+        server_key=own_key(),
         verify=True if tls_ca is None else str(tls_ca),
     )
     place = Place(host, port, tls_cert, tls_key)
@@ -119,7 +124,7 @@ def server(
         advertise,
         pull,
         keys,
-        os.environ.get(KEY_VARIABLE),
+        own_key(),
         True if tls_ca is None else str(tls_ca),
         site_rows,
     )

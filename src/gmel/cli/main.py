@@ -86,6 +86,9 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except _BAD_USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a page, not a mistake
+            typer.echo(error.format_message())
+            sys.exit(0)
         _fail(error.format_message())
     except KeyboardInterrupt:
         typer.echo("gmel: interrupted", err=True)

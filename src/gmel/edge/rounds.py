@@ -21,7 +21,6 @@ from safetensors.numpy import load as parse_arrays
 from safetensors.numpy import save as write_arrays
 
 from gmel.edge.processes import Processes
-from gmel.edge.task import check_name
 from gmel.evaluation.progress import Reporter
 from gmel.federation.average import Refusal, Rule, Update
 from gmel.federation.site_file import rows_from_bytes, rows_to_bytes
@@ -135,16 +134,16 @@ def train_over_servers(
     Raises:
         InputError: sites of one name or without rows, or servers that do not start.
     """
-    names = [check_name(site.name, "site") for site in sites]
+    names = [site.name for site in sites]
     if len(set(names)) != len(names) or not all(site.labels.size for site in sites):
         raise InputError("sites: each needs a name of its own and at least one photo")
     with tempfile.TemporaryDirectory(prefix="gmel-rounds-") as home, Processes(Path(home)) as processes:
         reporter.stage(f"{len(sites)} edge servers start")
-        for name, site in zip(names, sites, strict=True):
-            rows = Path(home) / f"{name}.safetensors"
+        for place, site in enumerate(sites):
+            rows = Path(home) / f"site-{place}.safetensors"
             rows.write_bytes(rows_to_bytes(site))
-            processes.start(name, "server", name, "--gateway", "", "--site-rows", str(rows))
-        urls = {name: processes.address(name) for name in names}
+            processes.start(f"site-{place}", "server", f"site-{place}", "--gateway", "", "--site-rows", str(rows))
+        urls = {name: processes.address(f"site-{place}") for place, name in enumerate(names)}
         return train_over_http(urls, plan, seed, reporter, rule)
 
 
