@@ -40,7 +40,7 @@ class Chaos:
 
 
 def chaos(
-    folder: Path, tasks: int, server_kills: int, gateway_kills: int, stalls: int, together: int = 48, seed: int = 0
+    folder: Path, tasks: int, server_kills: int, gateway_kills: int, stalls: int, together: int = 64, seed: int = 0
 ) -> Chaos:
     """Runs a plant of five servers under load and breaks it.
 
@@ -59,7 +59,7 @@ def chaos(
     with Live(folder, plant, options=("--most-open", "4000")) as live:
         live.start_gateway()
         for name in SPEEDS:
-            live.begin_server(name, "--gpus", "4", *(("--pull",) if name == FETCHES else ()))
+            live.begin_server(name, *(("--pull",) if name == FETCHES else ()))
         live.wait_alive(*SPEEDS)
         client = Client(live.url)
         began = time.monotonic()
@@ -111,8 +111,7 @@ def _break(live: Live, client: Client, done: Chaos, rng: random.Random, wanted: 
             time.sleep(rng.uniform(0.0, 1.0))
             live.start_servers(name)
         else:
-            name = rng.choice([each for each in SPEEDS if each != FETCHES])
-            live.wait(lambda name=name: live.server(name)["tasks"] > 0, f"tasks at {name}", 20.0)
+            name = _busiest(live)
             live.servers[name].send(signal.SIGSTOP)
             done.left_s.append(live.wait(lambda name=name: live.server(name)["tasks"] == 0, f"{name} left"))
             time.sleep(1.0)
@@ -120,3 +119,17 @@ def _break(live: Live, client: Client, done: Chaos, rng: random.Random, wanted: 
             live.servers[name].send(signal.SIGCONT)
             done.again_s.append(live.wait(lambda name=name: live.server(name)["done"] > before, f"{name} used again"))
             done.stalls += 1
+
+
+def _busiest(live: Live) -> str:
+    """The server with the most tasks, as soon as one has some."""
+    found: list[str] = []
+
+    def look() -> bool:
+        servers = live.get("/v1/servers")["servers"]
+        busiest = max(servers, key=lambda server: server["tasks"])
+        found.append(busiest["name"])
+        return busiest["tasks"] > 0 and busiest["usable"]
+
+    live.wait(look, "a server with tasks")
+    return found[-1]

@@ -264,7 +264,7 @@ class Decider:
         row, options = observe(task, servers, self.fleet, now, waited_s)
         current, reason = self.current, None
         try:
-            scores = _finite(current.chooser.scores(row, options, servers))
+            scores = _finite(current.chooser.scores(row, options, servers), len(servers))
         except Exception as error:  # whatever a policy does, the task goes on
             reason = f"{current.name}: {type(error).__name__}: {error}"[:200]
             self.reasons.append(reason)
@@ -295,7 +295,7 @@ class Decider:
             return
         shadow.seen += 1
         try:
-            other = int(np.argmax(_finite(shadow.chooser.scores(row, options, servers))))
+            other = int(np.argmax(_finite(shadow.chooser.scores(row, options, servers), len(servers))))
         except Exception as error:  # it is only looked at
             shadow.failed += 1
             self.reasons.append(f"shadow {shadow.name}: {type(error).__name__}: {error}"[:200])
@@ -336,7 +336,9 @@ def _score(option: tuple[str, float]) -> float:
     return option[1]
 
 
-def _finite(scores: list[float]) -> list[float]:
+def _finite(scores: list[float], servers: int) -> list[float]:
+    if len(scores) != servers:
+        raise ValueError(f"{len(scores)} scores for {servers} servers")
     if not any(math.isfinite(score) for score in scores) or any(math.isnan(score) for score in scores):
         raise ValueError("no finite scores")
     return scores

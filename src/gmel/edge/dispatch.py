@@ -420,11 +420,15 @@ class Dispatcher:
             self._pump(server)
         for _ in range(len(self.parked)):
             job = self.parked.popleft()
-            if job.not_before > now and not self.fleet.usable(job.task.model, now, job.avoid):
-                if not self._expired(job, now):
+            try:
+                if job.not_before <= now or self.fleet.usable(job.task.model, now, job.avoid):
+                    self._place(job)
+                elif not self._expired(job, now):
                     self.parked.append(job)
-            else:
-                self._place(job)
+            except Exception:
+                _log.exception("task %s: not placed", job.task.id)
+                if job.decision is None:
+                    self.parked.append(job)
 
     def _say(self, job: Job, event: str, **facts: Any) -> None:
         self._tell({"event": event, "id": job.task.id, "device": job.task.device, "model": job.task.model, **facts})

@@ -14,7 +14,7 @@ from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.gateway import Gateway, RefusalError, Settings
 from gmel.edge.gateway.operations import add_operations
 from gmel.edge.gateway.policies import add_policies
-from gmel.edge.gateway.schema import ERROR
+from gmel.edge.gateway.schema import ERROR, answers
 from gmel.edge.gateway.servers import add_servers
 from gmel.edge.gateway.tasks import add_tasks
 from gmel.edge.ledger import LedgerError
@@ -52,7 +52,7 @@ def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None) 
         lifespan=life,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
-        responses=dict.fromkeys((400, 401, 403), ERROR),
+        responses=dict.fromkeys((400, 401, 403), ERROR) | answers(408, 413, 503),
     )
     app.state.gateway = gateway
 

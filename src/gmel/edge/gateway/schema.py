@@ -46,6 +46,7 @@ _MEANING = {
     200: "As asked.",
     202: "Accepted: it is on disk.",
     404: "Not here.",
+    408: "The body did not come to an end.",
     409: "The id is that of another task, or the task has ended without a result.",
     410: "The result is no longer in the store.",
     413: "The body is too long.",

@@ -22,7 +22,7 @@ __all__ = ["add_tasks"]
 def add_tasks(app: FastAPI, gateway: Gateway) -> None:
     """Adds the routes."""
 
-    @app.post("/v1/tasks", openapi_extra=TASK_BODY, responses=answers(202, 404, 409, 413, 429, 503), status_code=202)
+    @app.post("/v1/tasks", openapi_extra=TASK_BODY, responses=answers(200, 202, 404, 409, 429), status_code=202)
     async def submit(request: Request, wait_s: float = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Accepts a task. 202 means that it is on disk; 200 that it was accepted before, or, with `wait_s`, that it has
         ended within that time."""
