@@ -29,14 +29,16 @@ from gmel.federation.privacy import (
     private_gaussians,
     private_sums,
 )
+from gmel.federation.shared_generator import GeneratorPlan
 from gmel.federation.sites import sites_of
-from gmel.federation.training import Plan, SiteRows, train_head
+from gmel.federation.training import Plan, train_head
 from gmel.scenario.errors import InputError
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.detector.linear import Scaling
 from gmel.synthesis.feature_space import GaussianFeatures
 from gmel.synthesis.photo import GOOD, Photo
 from reporters import Silent
+from site_rows import SITES, site_rows
 from small_photos import pixels, simple_folder
 
 
@@ -121,28 +123,6 @@ def test_sums_give_the_scaling_of_all_rows_together() -> None:
 
 
 # Rounds of averaging
-
-
-def site_rows(labels: dict[str, Sequence[str]], each: int = 12, wide: int = 6, apart: float = 1.5) -> list[SiteRows]:
-    """Rows of sites around class means, weights as agreed: the rows of a class weigh one together."""
-    random = np.random.default_rng(3)
-    names = sorted({label for own in labels.values() for label in own})
-    spots = apart * random.standard_normal((len(names), wide))
-    # Centred, as standardised features are: gradient steps converge slowly otherwise.
-    means = dict(zip(names, spots - spots.mean(axis=0), strict=True))
-    owners = {name: sum(name in own for own in labels.values()) for name in names}
-    return [
-        SiteRows(
-            site,
-            np.concatenate([means[n] + random.standard_normal((each, wide)) for n in own]).astype(np.float32),
-            np.repeat(np.asarray(own, np.str_), each),
-            np.concatenate([np.full(each, 1.0 / (each * owners[n])) for n in own]),
-        )
-        for site, own in labels.items()
-    ]
-
-
-SITES = site_rows({"east": ["a", "b"], "north": ["c", "d"], "west": [GOOD, "e"]})
 
 
 def test_many_rounds_reach_the_optimum_of_the_pooled_rows() -> None:
@@ -404,7 +384,7 @@ def textures(count: int, seed: int) -> Dataset:
 
 
 def test_the_experiment_from_photos_to_the_table() -> None:
-    settings = Settings(sites=2, shots=3, draws=2, epsilon=None, copies=2)
+    settings = Settings(sites=2, shots=3, draws=2, epsilon=None, copies=2, generator=None)
     found = federate(textures(10, 0), settings, Silent())
     rows = table(found)
     assert rows["alone"]["accuracy"].mean <= 0.5
@@ -419,17 +399,42 @@ def test_the_experiment_from_photos_to_the_table() -> None:
     assert len([line for line in lines(found) if line.startswith("| ")]) == len(rows) + 1
 
 
-def test_drop_outs_are_told_in_the_outcome() -> None:
-    settings = Settings(sites=2, shots=2, draws=1, epsilon=None, copies=0, plan=Plan(rounds=12, drop_out=0.5))
+def test_one_generator_in_rounds_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "_PER_CLASS", 60)
+    small = GeneratorPlan(rounds=6, local_steps=60, hidden=24)
+    found = federate(textures(10, 0), Settings(2, shots=3, draws=1, epsilon=None, copies=2, generator=small), Silent())
+    rows = table(found)
+    for way in (experiment.SHARED_OWN, experiment.SHARED_ALL, experiment.APART_OWN, experiment.APART_ALL):
+        assert rows[way]["accuracy"].mean > 0.9, way
+        assert 0.0 < rows[way]["attack"].mean <= 1.0
+    assert [rows[way]["rounds"] for way in (experiment.SHARED_ALL, experiment.APART_ALL)] == [6, 1]
+    # Down and up in each round, against once to the only other site.
+    weights = rows[experiment.APART_ALL]["bytes"] / 2
+    assert rows[experiment.SHARED_ALL]["bytes"] > 0.8 * 2 * 2 * 6 * weights
+
+
+def test_drop_outs_are_told_in_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "_PER_CLASS", 20)
+    settings = Settings(
+        sites=2,
+        shots=2,
+        draws=1,
+        epsilon=None,
+        copies=0,
+        plan=Plan(rounds=12, drop_out=0.5),
+        generator=GeneratorPlan(rounds=12, local_steps=1, hidden=4, drop_out=0.5),
+    )
     found = federate(textures(6, 0), settings, Silent())
-    told = found["draws"][0]["ways"]["FedAvg of the detector"]["log"]
-    assert {name for entry in told for name in entry["absent"]} == {"site 1", "site 2"}
+    for way in ("FedAvg of the detector", experiment.SHARED_ALL):
+        told = found["draws"][0]["ways"][way]["log"]
+        assert {name for entry in told for name in entry["absent"]} == {"site 1", "site 2"}
     assert json.dumps(found, allow_nan=False)
 
 
 def test_private_ways_are_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "_PUBLIC", {"seed": 20, "good": 4, "defects": 4, "shape": (64, 64)})
-    found = federate(textures(10, 0), Settings(sites=2, shots=4, draws=2, epsilon=1e4, copies=1), Silent())
+    settings = Settings(sites=2, shots=4, draws=2, epsilon=1e4, copies=1, generator=None)
+    found = federate(textures(10, 0), settings, Silent())
     rows = table(found)
     assert [row["epsilon"] for row in rows.values() if row["epsilon"] is not None] == [1e4] * 3
     # So much budget is next to no noise.
@@ -452,6 +457,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "1",
         "--epsilon",
         "0",
+        "--generator-rounds",
+        "0",
         "--out",
         str(out),
     ]
@@ -466,6 +473,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--builtin"], "one of the two"),
         (["--epsilon", "-2"], "epsilon: -2"),
         (["--draws", "0"], "draws: 0"),
+        (["--generator-rounds", "-1"], "generator rounds: -1"),
+        (["--over", "mars"], "over: 'mars', must be one of process, flower"),
         (["--out", str(tmp_path / "no" / "x.json")], "a folder that exists"),
     ):
         failed = CliRunner().invoke(app, [*asked, *extra])

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from gmel.cli.extras import need
+from gmel.scenario.errors import InputError
 
-__all__ = ["gateway", "key_app", "server"]
+__all__ = ["gateway", "key_app", "own_key", "server"]
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need --keys.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")]
@@ -19,6 +20,11 @@ Trusted = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates to 
 
 KEY_VARIABLE = "GMEL_KEY"
 """A key on the command line would be seen by everybody on the machine."""
+
+
+def own_key() -> str | None:
+    """The key of this process; None where there is none."""
+    return os.environ.get(KEY_VARIABLE) or None
 
 
 def gateway(
@@ -40,11 +46,19 @@ def gateway(
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
     tls_ca: Trusted = None,
+    engine: Annotated[str, typer.Option(help="How servers are reached: http, or ray (extra `ray`).")] = "http",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without: a new one on this machine.")
+    ] = None,
+    models: Annotated[Path | None, typer.Option(help="With --engine ray: folder of generators of its actors.")] = None,
 ) -> None:
     """Take tasks of devices, decide where each runs, and lose none."""
     need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
+    from gmel.edge.engines.engine import Engine  # noqa: PLC0415
+    from gmel.edge.engines.ray import RayEngine  # noqa: PLC0415
     from gmel.edge.gateway.gateway import Settings  # noqa: PLC0415
     from gmel.edge.gateway.process import run_gateway  # noqa: PLC0415
+    from gmel.edge.plant import Plant  # noqa: PLC0415
     from gmel.edge.serving import Place  # noqa: PLC0415
 
     settings = Settings(
@@ -55,11 +69,17 @@ def gateway(
         rate,
         stall_s=stall,
         keys=keys,
-        server_key=os.environ.get(KEY_VARIABLE),
+        server_key=own_key(),
         verify=True if tls_ca is None else str(tls_ca),
     )
     place = Place(host, port, tls_cert, tls_key)
-    run_gateway(scenario, place, settings, typer.echo, recover)
+    if engine not in ("http", "ray"):
+        raise InputError(f"--engine {engine}: must be http or ray")
+
+    def over_ray(plant: Plant) -> Engine:
+        return RayEngine(plant, models, ray_address, stall)
+
+    run_gateway(scenario, place, settings, typer.echo, recover, over_ray if engine == "ray" else None)
 
 
 def server(
@@ -80,6 +100,9 @@ def server(
     ] = 1.0,
     advertise: Annotated[str | None, typer.Option(help="Address that the gateway is told.")] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch tasks: only this server opens connections.")] = False,
+    site_rows: Annotated[
+        Path | None, typer.Option(help="Rows of a site to train on in federated rounds; they never leave this server.")
+    ] = None,
     keys: KeysFile = None,
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
@@ -101,8 +124,9 @@ def server(
         advertise,
         pull,
         keys,
-        os.environ.get(KEY_VARIABLE),
+        own_key(),
         True if tls_ca is None else str(tls_ca),
+        site_rows,
     )
     place = Place(host, port, tls_cert, tls_key)
     run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))

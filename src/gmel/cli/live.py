@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gmel.cli.extras import need
-from gmel.cli.gateway import KEY_VARIABLE
+from gmel.cli.gateway import own_key
 from gmel.cli.progress import ConsoleReporter
 
 __all__ = ["device", "live", "submit"]
@@ -74,7 +73,7 @@ def submit(
     task = read_task(said | {"steps": steps, "seed": seed, "deadline_s": deadline})
 
     async def ask() -> dict[str, object]:
-        asker = Device(gateway.rstrip("/"), os.environ.get(KEY_VARIABLE), patience_s=max(4 * deadline, 30.0))
+        asker = Device(gateway.rstrip("/"), own_key(), patience_s=max(4 * deadline, 30.0))
         try:
             outcome = await asker.run(task)
             if outcome.state != DONE:
@@ -106,9 +105,7 @@ def device(
     need("edge", "httpx")
     from gmel.edge.agent import AgentOptions, run_agent  # noqa: PLC0415
 
-    options = AgentOptions(
-        name, trace, gateway.rstrip("/"), scenario, servers, policy, os.environ.get(KEY_VARIABLE), seed
-    )
+    options = AgentOptions(name, trace, gateway.rstrip("/"), scenario, servers, policy, own_key(), seed)
     with ConsoleReporter() as reporter:
         for outcome in run_agent(options, reporter):
             fields = {"id": outcome.task.id, "state": outcome.state, "server": outcome.server}

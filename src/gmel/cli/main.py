@@ -3,7 +3,9 @@
 import errno
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -52,6 +54,8 @@ app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(synthesize.app, name="synthesize")
 
 
+# Typer has the exception since it no longer rests on click; older versions raise click's, which has the same method.
+_BAD_USAGE: Any = getattr(typer, "TyperException", None) or import_module("click").ClickException
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 """Failures of the place that was chosen, not of ours: full, over quota, read-only, not permitted."""
 
@@ -81,7 +85,10 @@ def main() -> None:
         _fail(str(error))
     except typer.Abort:
         sys.exit(130)
-    except typer.TyperException as error:
+    except _BAD_USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a page, not a mistake
+            typer.echo(error.format_message())
+            sys.exit(0)
         _fail(error.format_message())
     except KeyboardInterrupt:
         typer.echo("gmel: interrupted", err=True)

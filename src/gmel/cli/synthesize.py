@@ -9,11 +9,13 @@ import typer
 from gmel.cli.photos import (
     Builtin,
     Crop,
+    DetectorName,
     Draws,
     Folder,
     Good,
     Layout,
     Modes,
+    Pipeline,
     Prior,
     Seed,
     Shots,
@@ -72,12 +74,13 @@ def data(
 def fit(
     folder: Annotated[Path, typer.Argument(help="The folder with photos of defects and good parts.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of the generator, .safetensors.")],
-    mode: Annotated[str, typer.Option(help="Mode of synthesis: compose, harmonise, generate or langevin.")] = "compose",
+    mode: Annotated[str, typer.Option(help="Mode: compose, harmonise, generate, langevin or diffusers.")] = "compose",
     layout: Layout = "auto",
     good: Good = "good",
     shots: Annotated[int | None, typer.Option(help="Learn from so many photos of each class; default: all.")] = None,
     seed: Seed = 0,
     prior: Prior = None,
+    pipeline: Pipeline = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted fit has left.")] = False,
 ) -> None:
     """Fit a generator on the photos of a folder."""
@@ -85,7 +88,7 @@ def fit(
     from gmel.synthesis.generator import save_generator  # noqa: PLC0415
 
     with ConsoleReporter() as reporter:
-        generator = fit_generator(folder, mode, layout, good, shots, seed, out, reporter, prior, resume)
+        generator = fit_generator(folder, mode, layout, good, shots, seed, out, reporter, prior, resume, pipeline)
         save_generator(out, generator)
         size = out.stat().st_size
         reporter.note(f"{mode} of {', '.join(generator.labels)} in {out} ({size / 1e6:.1f} MB)")
@@ -102,12 +105,13 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: those of the mode.")] = None,
     seed: Seed = 0,
     sheet: Annotated[Path | None, typer.Option(help="Contact sheet, a .png or .jpg.")] = None,
+    pipeline: Pipeline = None,
 ) -> None:
     """Draw photos from a generator."""
     from gmel.synthesis.fitting import draw_samples  # noqa: PLC0415
 
     with ConsoleReporter() as reporter:
-        draw_samples(generator, out, count, label, steps, seed, sheet, reporter)
+        draw_samples(generator, out, count, label, steps, seed, sheet, reporter, pipeline)
 
 
 @app.command("evaluate")
@@ -128,6 +132,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for experiment.json and report.html.")] = Path("runs/synthesis"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")] = False,
     prior: Prior = None,
+    pipeline: Pipeline = None,
+    detector: Annotated[
+        str, typer.Option(help="texture; or cnn: rows of a small network trained from scratch stand beside those.")
+    ] = "texture",
     as_json: Annotated[bool, typer.Option("--json", help="Print the experiment as JSON.")] = False,
 ) -> None:
     """Measure what synthesis is worth on a data set: detectors with and without it, on the same test photos."""
@@ -140,9 +148,9 @@ def evaluate(
 
     source = Source(folder, builtin, layout, good, crop)
     split_seed = SPLIT_SEED if seed is None else seed
-    settings = Settings(shots, draws, modes_named(modes), test_per_class, split_seed, curves=curves)
+    settings = Settings(shots, draws, modes_named(modes), test_per_class, split_seed, curves=curves, detector=detector)
     with ConsoleReporter() as reporter:
-        found = run_experiment(source, settings, out, resume, reporter, prior)
+        found = run_experiment(source, settings, out, resume, reporter, prior, pipeline)
     typer.echo(json.dumps(found, allow_nan=False) if as_json else "\n".join([*lines(found), headline(found)]))
 
 
@@ -154,6 +162,7 @@ def train(
     good: Good = "good",
     modes: Modes = "compose",
     encoder: Annotated[Path | None, typer.Option(help="A frozen ONNX encoder in place of texture features.")] = None,
+    detector: DetectorName = "texture",
     false_alarms: Annotated[float, typer.Option(help="Share of good parts that may be called defect.")] = 0.05,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the gate found as JSON.")] = False,
@@ -163,7 +172,9 @@ def train(
     from gmel.synthesis.modes import modes_named  # noqa: PLC0415
 
     with ConsoleReporter() as reporter:
-        facts = train_from_folder(folder, layout, good, modes_named(modes), encoder, false_alarms, seed, out, reporter)
+        facts = train_from_folder(
+            folder, layout, good, modes_named(modes), encoder, false_alarms, seed, out, reporter, detector
+        )
         reporter.note(f"detector in {out}")
     typer.echo(json.dumps(facts, allow_nan=False) if as_json else "\n".join(training_lines(facts)))
 
@@ -197,6 +208,7 @@ def profile(
     samples: Annotated[int, typer.Option(help="Photos of each class for each number of steps.")] = 24,
     seed: Seed = 0,
     prior: Prior = None,
+    pipeline: Pipeline = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the costs as JSON.")] = False,
 ) -> None:
     """Measure work, time and quality by steps of every mode here, as models for a scenario."""
@@ -207,5 +219,5 @@ def profile(
     source = Source(folder, builtin, layout, good, crop)
     chosen = modes_named(modes) or tuple(MODES)
     with ConsoleReporter() as reporter:
-        found = profile_modes(source, chosen, shots, samples, seed, prior, out, reporter)
+        found = profile_modes(source, chosen, shots, samples, seed, prior, out, reporter, pipeline)
     typer.echo(json.dumps(found.tables(), allow_nan=False) if as_json else "\n".join(found.lines()))

@@ -10,7 +10,7 @@ from gmel.edge.device import Device, DirectDevice, Outcome, run_load
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.load import tasks_of_trace
 from gmel.edge.plant import plant_of
-from gmel.edge.task import Task, check_name
+from gmel.edge.task import Task, addresses, check_name
 from gmel.evaluation.progress import Reporter
 from gmel.policies.exported import ExportedPolicy
 from gmel.scenario.errors import InputError
@@ -79,7 +79,7 @@ def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
                 await device.close()
         direct = DirectDevice(
             plant_of(scenario),
-            _addresses(options.servers),
+            addresses(options.servers),
             HttpEngine(key=options.key),
             None if options.policy is None else ExportedPolicy.load(options.policy),
             rng=np.random.default_rng(options.seed),
@@ -103,15 +103,3 @@ class _Straight:
 
     async def run(self, task: Task) -> Outcome:
         return (await self._direct.run(task))[0]
-
-
-def _addresses(words: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in filter(None, (each.strip() for each in words.split(","))):
-        name, _, url = word.partition("=")
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"--servers: {word!r} must be NAME=URL, for instance line-a=http://127.0.0.1:8431")
-        found[check_name(name, "server")] = url.rstrip("/")
-    if not found:
-        raise InputError("--servers: names none")
-    return found

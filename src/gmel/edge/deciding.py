@@ -4,6 +4,7 @@ A policy that fails, or whose observation does not fit, never stops a task: the 
 decides in its place and the reason is kept.
 """
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ __all__ = ["RULES", "Decider", "Decision", "Shadow", "Version"]
 
 FALLBACK = "earliest-finish"
 _REASONS = 50
+_TOLD = 8
+"""Options of a decision that are told, the best ones."""
 
 
 class Chooser(Protocol):
@@ -173,6 +176,19 @@ class Decision:
     fallback: str | None
     backlog_s: float = 0.0
 
+    def as_json(self) -> dict[str, Any]:
+        """For those who watch; of many options the best ones."""
+        best = self.scores if len(self.scores) <= _TOLD else dict(heapq.nlargest(_TOLD, self.scores.items(), _score))
+        return {
+            "server": self.server.name,
+            "policy": self.policy,
+            "version": self.version,
+            "options": len(self.scores),
+            "scores": best,
+            "expected_s": self.expected_s,
+            "fallback": self.fallback,
+        }
+
 
 @dataclass
 class Decider:
@@ -314,6 +330,10 @@ class Decider:
         if self.folder is None or not self.folder.is_dir():
             return []
         return sorted(each.name for each in self.folder.iterdir() if (each / DESCRIPTION_FILE).is_file())
+
+
+def _score(option: tuple[str, float]) -> float:
+    return option[1]
 
 
 def _finite(scores: list[float], servers: int) -> list[float]:

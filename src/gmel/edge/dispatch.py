@@ -174,7 +174,7 @@ class Dispatcher:
         decision.server.send(job.flight, self.fleet.memory_of)
         self.metrics.decisions.labels(decision.server.name, decision.policy).inc()
         self._lanes.setdefault(decision.server.name, deque()).append(job)
-        self._say(job, "decided", server=decision.server.name)
+        self._say(job, "decided", **decision.as_json())
         self._pump(decision.server)
 
     def _decide(self, job: Job, now: float) -> Decision | None:
@@ -299,6 +299,7 @@ class Dispatcher:
             job.avoid = [*job.avoid, server.name][-16:]
             self.metrics.retries.labels(server.name, "failed").inc()
             if job.errors < _MOST_ERRORS:
+                self._say(job, "retried", server=server.name, error=str(answer.error)[:200])
                 self._place(job, again=True)
                 return
             await self._write(job, FAILED, server=server.name, error=answer.error)
@@ -330,13 +331,13 @@ class Dispatcher:
                     self.metrics.duplicates.inc()
                     ended = self.ledger.get(job.task.id)
                     state = state if ended is None else ended.state
-                self._end(job, state)
+                self._end(job, state, server=how.get("server"), error=how.get("error"))
                 return
             except LedgerError:
                 self.metrics.disk_errors.inc()
                 await asyncio.sleep(_PATIENCE_S)
 
-    def _end(self, job: Job, state: str) -> None:
+    def _end(self, job: Job, state: str, **facts: Any) -> None:
         if job.ended.is_set():  # cancelled while its result was written
             return
         self.jobs.pop(job.task.id, None)
@@ -347,7 +348,7 @@ class Dispatcher:
         if state == DONE:
             self.metrics.latency_s.observe(latency_s)
             self.metrics.note_latency(latency_s, latency_s <= job.task.deadline_s)
-        self._say(job, state, latency_s=latency_s)
+        self._say(job, state, latency_s=latency_s, deadline_s=job.task.deadline_s, **facts)
 
     def _expired(self, job: Job, now: float) -> bool:
         """Ends a task whose deadline has passed where it is worth nothing afterwards."""

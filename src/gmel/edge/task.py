@@ -23,6 +23,7 @@ __all__ = [
     "LEASED",
     "STATES",
     "Task",
+    "addresses",
     "check_name",
     "read_task",
 ]
@@ -97,6 +98,23 @@ def check_name(value: object, what: str) -> str:
             f"{what}: must be 1 to 64 letters, digits, '.', '_', '+' or '-', beginning with one of the first"
         )
     return value
+
+
+def addresses(words: str) -> dict[str, str]:
+    """Addresses by name, from `NAME=URL,NAME=URL`.
+
+    Raises:
+        InputError: anything else.
+    """
+    found: dict[str, str] = {}
+    for word in filter(None, (each.strip() for each in words.split(","))):
+        name, _, url = word.partition("=")
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"{word[:80]!r}: must be NAME=URL, for instance line-a=http://127.0.0.1:8431")
+        found[check_name(name, "name")] = url.rstrip("/")
+    if not found:
+        raise InputError("servers: NAME=URL,NAME=URL; none is given")
+    return found
 
 
 def read_task(content: object) -> Task:

@@ -3,8 +3,9 @@
 Nothing goes round: a site can train any later detector on what it has received.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,22 @@ from gmel.synthesis.detector.linear import LinearDetector
 from gmel.synthesis.feature_space import GaussianFeatures
 from gmel.synthesis.photo import Floats
 
-__all__ = ["Shipment", "detector_of", "from_all", "own_and_others", "receive", "ship"]
+__all__ = ["RowGenerator", "Shipment", "beside", "detector_of", "from_all", "own_and_others", "receive", "ship"]
 
 _NAME = 2**32
+
+
+class RowGenerator(Protocol):
+    """What receivers draw from."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that it can draw."""
+        ...
+
+    def sample(self, label: str, count: int, seed: int) -> Floats:
+        """Rows of a class, [count, features]."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +85,7 @@ def receive(shipments: Sequence[Shipment]) -> tuple[dict[str, GaussianFeatures],
 
 
 def from_all(
-    generators: dict[str, GaussianFeatures], counts: dict[str, dict[str, int]], per_class: int, seed: int
+    generators: Mapping[str, RowGenerator], counts: dict[str, dict[str, int]], per_class: int, seed: int
 ) -> SiteRows:
     """Synthetic rows of every class that any site has sent.
 
@@ -100,7 +114,7 @@ def from_all(
 def own_and_others(
     own: SiteRows,
     own_counts: dict[str, int],
-    generators: dict[str, GaussianFeatures],
+    generators: Mapping[str, RowGenerator],
     counts: dict[str, dict[str, int]],
     per_class: int,
     seed: int,
@@ -112,7 +126,22 @@ def own_and_others(
     others = {site: generator for site, generator in generators.items() if site != own.name}
     if not others:
         return own
-    drawn = from_all(others, counts, per_class, seed)
+    return beside(own, own_counts, from_all(others, counts, per_class, seed), [counts[site] for site in others])
+
+
+def beside(
+    own: SiteRows, own_counts: dict[str, int], drawn: SiteRows, other_counts: Sequence[dict[str, int]]
+) -> SiteRows:
+    """A site's own rows beside drawn ones that stand for the photos of other sites.
+
+    Both count by the photos behind them; drawn rows of a class that no other site has are left out.
+
+    Args:
+        own: rows of the site.
+        own_counts: its photos by class.
+        drawn: synthetic rows.
+        other_counts: photos by class of each other site.
+    """
     mine = {label: float(own.weights[own.labels == label].sum()) for label in set(own.labels.tolist())}
     weights: list[NDArray[np.float64]] = []
     for rows, is_own in ((own, True), (drawn, False)):
@@ -120,16 +149,17 @@ def own_and_others(
         for label in set(rows.labels.tolist()):
             at = rows.labels == label
             here = own_counts.get(label, 0)
-            there = sum(counts[site].get(label, 0) for site in others)
+            there = sum(counts.get(label, 0) for counts in other_counts)
             share = (here if is_own else there) / max(here + there, 1)
             total = mine[label] if is_own else float(rows.weights[at].sum())
             scaled[at] = rows.weights[at] / total * (share if here + there else 1.0)
         weights.append(scaled)
+    used = weights[1] > 0
     return SiteRows(
         own.name,
-        np.concatenate([own.features, drawn.features]),
-        np.concatenate([own.labels, drawn.labels]),
-        np.concatenate(weights),
+        np.concatenate([own.features, drawn.features[used]]),
+        np.concatenate([own.labels, drawn.labels[used]]),
+        np.concatenate([weights[0], weights[1][used]]),
     )
 
 

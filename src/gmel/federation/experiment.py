@@ -5,6 +5,7 @@ that differences from pooled photos are paired by draw.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from gmel.evaluation.progress import Reporter
 from gmel.evaluation.statistics import Interval, paired_t_interval, t_interval
-from gmel.federation.exchange import detector_of, from_all, own_and_others, receive, ship
-from gmel.federation.membership import attack_auroc
+from gmel.federation.exchange import beside, detector_of, from_all, own_and_others, receive, ship
+from gmel.federation.membership import Likely, attack_auroc
 from gmel.federation.moments import Moments, agreed_scaling
 from gmel.federation.privacy import (
     Budget,
@@ -26,8 +27,9 @@ from gmel.federation.privacy import (
     private_gaussians,
     private_sums,
 )
+from gmel.federation.shared_generator import GeneratorPlan, train_apart, train_generator
 from gmel.federation.sites import Site, sites_of
-from gmel.federation.training import ALGORITHMS, Plan, SiteRows, train_head
+from gmel.federation.training import ALGORITHMS, Elsewhere, Plan, RoundLog, SiteRows, Trained, train_head
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
 from gmel.synthesis.augment import augmented
@@ -38,19 +40,23 @@ from gmel.synthesis.data.splits import SPLIT_SEED, Split, few_shot_split
 from gmel.synthesis.data.write import check_file
 from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.texture import texture_table
-from gmel.synthesis.feature_space import GaussianFeatures
 from gmel.synthesis.photo import GOOD, Floats, Photo
 
-__all__ = ["POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment", "table"]
+__all__ = ["OVER", "POOLED", "Outcome", "Settings", "federate", "lines", "run_experiment", "table"]
 
 ALONE = "alone"
 EXCHANGE_OWN = "one exchange: own real + others' synthetic"
 EXCHANGE_ALL = "one exchange: synthetic of all"
+SHARED_OWN = "FedAvg of one generator (a network): own real + others' synthetic"
+SHARED_ALL = "FedAvg of one generator (a network): synthetic of all"
+APART_OWN = "one exchange of such networks, one a site: own real + others' synthetic"
+APART_ALL = "one exchange of such networks, one a site: synthetic of all"
 MEANS = "one exchange of class means in public directions, no noise"
 PRIVATE = "the same, private (photo left out)"
 PRIVATE_OWN = "the same, own photos without noise"
 PRIVATE_REPLACED = "the same, private (photo replaced)"
 POOLED = "pooled photos (not allowed)"
+OVER = "FedAvg of the detector, over a network"
 _NAMES = {"fedavg": "FedAvg of the detector", "fedprox": "FedProx", "fedadam": "FedAdam"}
 
 _PER_CLASS = 400
@@ -75,7 +81,8 @@ class Settings:
         test_per_class: photos of each class that are tested on; half of the groups where it is none.
         split_seed: what decides which photos are tested on.
         copies: augmented variants of each shot.
-        plan: of the federated training.
+        plan: of the federated training of the detector.
+        generator: of the federated training of one generator; it is left out where this is none.
     """
 
     sites: int = 3
@@ -89,6 +96,7 @@ class Settings:
     split_seed: int = SPLIT_SEED
     copies: int = 8
     plan: Plan = field(default_factory=Plan)
+    generator: GeneratorPlan | None = field(default_factory=GeneratorPlan)
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -126,13 +134,14 @@ class _Draw:
     truth: NDArray[np.str_]
 
 
-def federate(dataset: Dataset, settings: Settings, reporter: Reporter) -> Outcome:
+def federate(dataset: Dataset, settings: Settings, reporter: Reporter, elsewhere: Elsewhere | None = None) -> Outcome:
     """Runs the experiment.
 
     Args:
         dataset: photos with groups.
         settings: what is asked.
         reporter: told how it goes on.
+        elsewhere: where FedAvg of the detector is run once more, beside in this process; nowhere where it is left out.
 
     Raises:
         InputError: the data set is too small for the split or for so many sites.
@@ -160,7 +169,12 @@ def federate(dataset: Dataset, settings: Settings, reporter: Reporter) -> Outcom
     reporter.stage("draws of the shots")
     for draw in range(settings.draws):
         made = _draw(dataset, settings, draw, book)
-        found["draws"].append(_ways(made, settings, draw, space, budget))
+        ways = _ways(made, settings, draw, space, budget)
+        if elsewhere is not None:
+            ways[OVER] = _elsewhere(made, settings, draw, elsewhere, reporter)
+        # Last in the table: what the others are measured against.
+        ways[POOLED] = ways.pop(POOLED)
+        found["draws"].append({"ways": ways})
         if draw == 0:
             found["sites"] = made.counts
         reporter.advance(draw + 1, settings.draws, f"draw {draw + 1} of {settings.draws}")
@@ -172,6 +186,7 @@ def run_experiment(
     settings: Settings,
     out: Path | None,
     reporter: Reporter,
+    elsewhere: Elsewhere | None = None,
 ) -> Outcome:
     """From photos to the outcome, also written to `out` where there is one.
 
@@ -180,7 +195,7 @@ def run_experiment(
     """
     if out is not None:
         check_file(out, "federation.json")
-    found = federate(source.read(reporter), settings, reporter)
+    found = federate(source.read(reporter), settings, reporter, elsewhere)
     if out is not None:
         replace_file(out, json.dumps(found, allow_nan=False, indent=1).encode())
     return found
@@ -225,6 +240,14 @@ def lines(found: Outcome) -> list[str]:
         f"{found['dataset']}: {len(found['sites'])} sites ({settings['split']}), {settings['shots']} shots a class, "
         f"{photos['test']} photos to test on, {len(found['draws'])} draws; accuracy: mean over classes.",
     ]
+    over = [draw["ways"][OVER] for draw in found["draws"] if OVER in draw["ways"]]
+    if over:
+        away = [way["difference"] for way in over]
+        greatest = "not the same classes" if None in away else f"{max(away):g}"
+        seconds = float(np.mean([way["seconds"] for way in over]))
+        said.append(
+            f"Over a network: {seconds:.0f} s a draw; greatest difference of a weight from this process: {greatest}."
+        )
     return said
 
 
@@ -298,19 +321,15 @@ def _ways(
     """Accuracy and cost of every way in one draw."""
     ways: dict[str, dict[str, Any]] = {}
     ways[ALONE] = {"accuracy": _mean([_alone(rows, made) for rows in made.rows]), "rounds": 0, "bytes": 0}
-    penalty = 1.0 / sum(rows.labels.size for rows in made.rows)
     for algorithm in ALGORITHMS:
-        plan = replace(settings.plan, algorithm=algorithm, penalty=penalty)
+        plan = replace(_fedavg(made, settings), algorithm=algorithm)
         trained = train_head(made.rows, plan, draw)
-        named = np.asarray(trained.classes)[np.argmax(trained.logits(made.test), axis=1)]
         ways[_NAMES[algorithm]] = {
-            "accuracy": _accuracy(named, made.truth),
+            "accuracy": _named_right(trained, made),
             "rounds": plan.rounds,
             "bytes": trained.sent_bytes + made.scaling_bytes,
         }
-        told = [asdict(entry) for entry in trained.log if entry.absent or entry.late or entry.refusals or entry.note]
-        if told:
-            ways[_NAMES[algorithm]]["log"] = told
+        _tell(ways[_NAMES[algorithm]], trained.log)
     shipments = [ship(rows, made.counts[rows.name]) for rows in made.rows]
     generators, _ = receive(shipments)
     said = {name: made.counts[name] for name in generators}
@@ -326,6 +345,8 @@ def _ways(
     }
     ways[EXCHANGE_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **shared}
     ways[EXCHANGE_ALL] = {"accuracy": _alone(from_all(generators, said, _PER_CLASS, draw), made), **shared}
+    if settings.generator is not None:
+        ways.update(_networks(made, draw, settings.generator))
     if space is not None and budget is not None:
         ways.update(_private(made, draw, space, budget))
     pooled = SiteRows(
@@ -335,7 +356,77 @@ def _ways(
         np.concatenate([rows.weights for rows in made.rows]),
     )
     ways[POOLED] = {"accuracy": _alone(pooled, made), "rounds": 0, "bytes": 0}
-    return {"ways": ways}
+    return ways
+
+
+def _fedavg(made: _Draw, settings: Settings) -> Plan:
+    """The plan of the detector, with the penalty that the detector of all rows has."""
+    return replace(settings.plan, algorithm="fedavg", penalty=1.0 / sum(rows.labels.size for rows in made.rows))
+
+
+def _elsewhere(made: _Draw, settings: Settings, draw: int, elsewhere: Elsewhere, reporter: Reporter) -> dict[str, Any]:
+    """FedAvg in other processes; how far its head is from that of this process."""
+    plan = _fedavg(made, settings)
+    began = time.monotonic()
+    trained = elsewhere(made.rows, plan, draw, reporter)
+    seconds = time.monotonic() - began
+    here = train_head(made.rows, plan, draw)
+    same = trained.classes == here.classes
+    away = max(float(np.abs(trained.weights - here.weights).max()), float(np.abs(trained.bias - here.bias).max()))
+    way = {
+        "accuracy": _named_right(trained, made),
+        "rounds": plan.rounds,
+        "bytes": trained.sent_bytes + made.scaling_bytes,
+        "seconds": seconds,
+        "difference": away if same else None,
+    }
+    _tell(way, trained.log)
+    return way
+
+
+def _named_right(trained: Trained, made: _Draw) -> float:
+    return _accuracy(np.asarray(trained.classes)[np.argmax(trained.logits(made.test), axis=1)], made.truth)
+
+
+def _tell(way: dict[str, Any], log: Sequence[RoundLog]) -> None:
+    """Rounds that did not go as planned stand in the outcome."""
+    told = [asdict(entry) for entry in log if entry.absent or entry.late or entry.refusals or entry.note]
+    if told:
+        way["log"] = told
+
+
+def _networks(made: _Draw, draw: int, plan: GeneratorPlan) -> dict[str, dict[str, Any]]:
+    """One network trained in rounds; and, to tell what the averaging costs, the same network trained at each site."""
+    found: dict[str, dict[str, Any]] = {}
+    shared = train_generator(made.rows, plan, draw)
+    total = _totals(made.counts)
+    drawn = from_all({"all": shared.generator}, {"all": total}, _PER_CLASS, draw)
+    mixed: list[SiteRows] = []
+    for rows in made.rows:
+        others = [counts for name, counts in made.counts.items() if name != rows.name]
+        mixed.append(beside(rows, made.counts[rows.name], drawn, others))
+    facts = {
+        "rounds": plan.rounds,
+        "bytes": shared.sent_bytes + made.scaling_bytes,
+        "attack": _mean([_attack(shared.generator, rows, made) for rows in made.rows]),
+    }
+    _tell(facts, shared.log)
+    found[SHARED_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **facts}
+    found[SHARED_ALL] = {"accuracy": _alone(drawn, made), **facts}
+    apart = train_apart(made.rows, plan, draw)
+    mixed = [
+        own_and_others(rows, made.counts[rows.name], apart, made.counts, _PER_CLASS, draw * len(made.rows) + place)
+        for place, rows in enumerate(made.rows)
+    ]
+    sent = sum(len(generator.to_bytes()) for generator in apart.values())
+    facts = {
+        "rounds": 1,
+        "bytes": made.scaling_bytes + (len(made.rows) - 1) * sent,
+        "attack": _mean([_attack(apart[rows.name], rows, made) for rows in made.rows]),
+    }
+    found[APART_OWN] = {"accuracy": _mean([_alone(rows, made) for rows in mixed]), **facts}
+    found[APART_ALL] = {"accuracy": _alone(from_all(apart, made.counts, _PER_CLASS, draw), made), **facts}
+    return found
 
 
 def _private(made: _Draw, draw: int, space: PublicSpace, budget: Budget) -> dict[str, dict[str, Any]]:
@@ -394,7 +485,7 @@ def _private(made: _Draw, draw: int, space: PublicSpace, budget: Budget) -> dict
     return found
 
 
-def _attack(generator: GaussianFeatures, rows: SiteRows, made: _Draw) -> float:
+def _attack(generator: Likely, rows: SiteRows, made: _Draw) -> float:
     place = [site.name for site in made.sites].index(rows.name)
     photos = made.sites[place].photos
     labels = [photo.label for photo in photos]

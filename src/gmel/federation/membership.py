@@ -3,19 +3,34 @@
 # scikit-learn ships no types; unknown types from it are not ours (as in pyproject.toml).
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false, reportUnknownVariableType=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from gmel.synthesis.feature_space import GaussianFeatures
 from gmel.synthesis.photo import Floats
 
-__all__ = ["attack_auroc"]
+__all__ = ["Likely", "attack_auroc"]
+
+
+class Likely(Protocol):
+    """A generator that says how likely rows are."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that it can draw."""
+        ...
+
+    @property
+    def log_likelihood(self) -> Callable[[str, Floats], NDArray[np.float64]]:
+        """From a class and rows [rows, features] to the logarithm of their density, up to a constant, [rows]."""
+        ...
 
 
 def attack_auroc(
-    generator: GaussianFeatures,
+    generator: Likely,
     members: Floats,
     member_labels: Sequence[str],
     others: Floats,

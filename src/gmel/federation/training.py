@@ -17,11 +17,26 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from safetensors.numpy import save as write_arrays
 
+from gmel.evaluation.progress import Reporter
 from gmel.federation.average import Refusal, Rule, Update, aggregate
 from gmel.scenario.errors import InputError
 from gmel.synthesis.photo import GOOD, Floats
 
-__all__ = ["ALGORITHMS", "Plan", "RoundLog", "SiteRows", "Trained", "train_head"]
+__all__ = [
+    "ALGORITHMS",
+    "Elsewhere",
+    "Head",
+    "Plan",
+    "RoundLog",
+    "Rounds",
+    "SiteRows",
+    "Trained",
+    "Turn",
+    "classes_of",
+    "local_head",
+    "mass_of",
+    "train_head",
+]
 
 ALGORITHMS = ("fedavg", "fedprox", "fedadam")
 
@@ -137,6 +152,97 @@ class Trained:
         return features @ self.weights.T + self.bias
 
 
+Elsewhere = Callable[[Sequence[SiteRows], Plan, int, Reporter], Trained]
+"""Federated training of a head in other processes: from rows, plan and seed, as :func:`train_head`."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Who takes part in a round.
+
+    Attributes:
+        round: its number, from 1.
+        steps: gradient steps of each site that is there.
+        absent: sites that drop out.
+        late: steps of those that do not manage all.
+    """
+
+    round: int
+    steps: dict[str, int]
+    absent: tuple[str, ...]
+    late: dict[str, int]
+
+
+class Rounds:
+    """The server's side of federated training, wherever the sites are: it says who takes part, and closes rounds.
+
+    Attributes:
+        head: the head of all sites as it stands.
+        log: of the rounds that are closed.
+        sent_bytes: counted by whoever moves the heads.
+    """
+
+    def __init__(
+        self, names: Sequence[str], classes: tuple[str, ...], features: int, plan: Plan, seed: int, rule: Rule | None
+    ) -> None:
+        self.names = tuple(names)
+        self.classes = classes
+        self.plan = plan
+        self.head: Head = {
+            "weights": np.zeros((len(classes), features), np.float32),
+            "bias": np.zeros(len(classes), np.float32),
+        }
+        self.log: list[RoundLog] = []
+        self.sent_bytes = 0
+        self._rule = rule
+        self._random = np.random.default_rng(seed)
+        self._server = optax.adam(plan.server_rate, b1=0.9, b2=0.99, eps=1e-3)
+        self._moments = self._server.init(self.head)  # pyright: ignore[reportArgumentType]
+
+    def open(self) -> Turn:
+        """The next round: drop-outs and stragglers are drawn."""
+        plan, count = self.plan, len(self.names)
+        there = self._random.random(count) >= plan.drop_out
+        slow = self._random.random(count) < plan.straggler
+        steps = np.where(slow, self._random.integers(1, max(plan.local_steps, 2), count), plan.local_steps)
+        taking = {name: int(n) for name, n, present in zip(self.names, steps, there, strict=True) if present}
+        absent = tuple(name for name in self.names if name not in taking)
+        late = {name: n for name, n in taking.items() if n < plan.local_steps}
+        return Turn(len(self.log) + 1, taking, absent, late)
+
+    def close(
+        self, turn: Turn, updates: list[Update], silent: Sequence[str] = (), refused: Sequence[Refusal] = ()
+    ) -> None:
+        """Averages what came. A round without any usable update changes nothing.
+
+        Args:
+            turn: the round, as it was opened.
+            updates: that came.
+            silent: sites that were asked and gave no answer, or could not be asked.
+            refused: sites whose answer is no update.
+        """
+        absent = (*turn.absent, *silent)
+        try:
+            average = aggregate(updates, self.head, turn.round, self._rule)
+        except InputError as error:
+            # The round is lost, not the work so far.
+            self.log.append(RoundLog(turn.round, (), absent, turn.late, tuple(refused), str(error)))
+            return
+        refusals = (*refused, *average.refusals)
+        self.log.append(RoundLog(turn.round, average.used, absent, turn.late, refusals))
+        if self.plan.algorithm == "fedadam":
+            change = {key: self.head[key] - average.tree[key] for key in self.head}
+            step, self._moments = self._server.update(change, self._moments)  # pyright: ignore[reportArgumentType]
+            moved: Any = optax.apply_updates(self.head, step)  # pyright: ignore[reportArgumentType]
+            self.head = {key: np.asarray(moved[key], np.float32) for key in self.head}
+        else:
+            self.head = average.tree
+
+    def trained(self) -> Trained:
+        """The head and what happened."""
+        return Trained(self.classes, self.head["weights"], self.head["bias"], tuple(self.log), self.sent_bytes)
+
+
 def train_head(
     sites: Sequence[SiteRows],
     plan: Plan,
@@ -159,53 +265,59 @@ def train_head(
     names = [site.name for site in sites]
     if len(set(names)) != len(names) or not all(site.labels.size for site in sites):
         raise InputError("sites: each needs a name of its own and at least one photo")
-    found = sorted({str(label) for site in sites for label in site.labels})
-    if len(found) < 2:
-        raise InputError(f"photos of {' and '.join(found) or 'nothing'} alone; a detector needs two classes")
-    classes = (*((GOOD,) if GOOD in found else ()), *(name for name in found if name != GOOD))
+    classes = classes_of({str(label) for site in sites for label in site.labels})
     features, targets, weights = _padded(sites, classes)
-    mass = np.asarray([site.weights.sum() for site in sites], np.float64)
-    head: Head = {
-        "weights": np.zeros((len(classes), features.shape[2]), np.float32),
-        "bias": np.zeros(len(classes), np.float32),
-    }
-    size = len(write_arrays(head))
-    server = optax.adam(plan.server_rate, b1=0.9, b2=0.99, eps=1e-3)
-    moments = server.init(head)
-    random = np.random.default_rng(seed)
-    log: list[RoundLog] = []
-    sent = 0
-    for number in range(1, plan.rounds + 1):
-        there = random.random(len(sites)) >= plan.drop_out
-        slow = random.random(len(sites)) < plan.straggler
-        steps = np.where(slow, random.integers(1, max(plan.local_steps, 2), len(sites)), plan.local_steps)
-        pull = plan.proximal if plan.algorithm == "fedprox" else 0.0
-        local = _local_heads(
-            head, features, targets, weights, jnp.asarray(steps), plan.local_steps, plan.rate, plan.penalty, pull
-        )
+    mass = {site.name: mass_of(site) for site in sites}
+    rounds = Rounds(names, classes, features.shape[2], plan, seed, rule)
+    size = len(write_arrays(rounds.head))
+    for _ in range(plan.rounds):
+        turn = rounds.open()
+        steps = jnp.asarray([turn.steps.get(name, 0) for name in names])
+        local = _local_heads(rounds.head, features, targets, weights, steps, *_local(plan))
         updates = [
-            Update(name, number, float(mass[place]), {key: np.asarray(value[place]) for key, value in local.items()})
+            Update(name, turn.round, mass[name], {key: np.asarray(value[place]) for key, value in local.items()})
             for place, name in enumerate(names)
-            if there[place]
+            if name in turn.steps
         ]
-        sent += 2 * size * len(updates)
-        absent = tuple(name for name, present in zip(names, there, strict=True) if not present)
-        late = {n: int(s) for n, s, p in zip(names, steps, there, strict=True) if p and s < plan.local_steps}
-        try:
-            average = aggregate(updates if deliver is None else deliver(updates), head, number, rule)
-        except InputError as error:
-            # The round is lost, not the work so far.
-            log.append(RoundLog(number, (), absent, late, (), str(error)))
-            continue
-        log.append(RoundLog(number, average.used, absent, late, average.refusals))
-        if plan.algorithm == "fedadam":
-            change = {key: head[key] - average.tree[key] for key in head}
-            step, moments = server.update(change, moments)
-            moved: Any = optax.apply_updates(head, step)
-            head = {key: np.asarray(moved[key], np.float32) for key in head}
-        else:
-            head = average.tree
-    return Trained(classes, head["weights"], head["bias"], tuple(log), sent)
+        rounds.sent_bytes += 2 * size * len(updates)
+        rounds.close(turn, updates if deliver is None else deliver(updates))
+    return rounds.trained()
+
+
+def local_head(site: SiteRows, classes: tuple[str, ...], head: Head, plan: Plan, steps: int) -> Head:
+    """The head of one site after its steps from the common one; what a site does at home.
+
+    Args:
+        site: its rows.
+        classes: columns of the head.
+        head: of all sites.
+        plan: how.
+        steps: gradient steps, at most those of the plan.
+    """
+    features, targets, weights = _padded([site], classes)
+    local = _local_heads(head, features, targets, weights, jnp.asarray([steps]), *_local(plan))
+    return {key: np.asarray(value[0]) for key, value in local.items()}
+
+
+def mass_of(site: SiteRows) -> float:
+    """What a site counts in the average: the sum of the weights of its rows."""
+    return float(site.weights.astype(np.float64).sum())
+
+
+def classes_of(found: set[str]) -> tuple[str, ...]:
+    """Columns of a head that knows these classes.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    if len(found) < 2:
+        raise InputError(f"photos of {' and '.join(sorted(found)) or 'nothing'} alone; a detector needs two classes")
+    return (*((GOOD,) if GOOD in found else ()), *(name for name in sorted(found) if name != GOOD))
+
+
+def _local(plan: Plan) -> tuple[int, float, float, float]:
+    """What local steps take of a plan: their number, length, penalty and pull."""
+    return plan.local_steps, plan.rate, plan.penalty, plan.proximal if plan.algorithm == "fedprox" else 0.0
 
 
 def _padded(

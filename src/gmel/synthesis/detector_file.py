@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_arrays
@@ -19,14 +20,18 @@ from sklearn.metrics import roc_auc_score
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
+from gmel.synthesis.detector.cnn import Cnn, CnnDetector, CnnSize
 from gmel.synthesis.detector.encoder import EncoderExtractor
 from gmel.synthesis.detector.features import Extractor, FeatureBook, TextureExtractor, extractor_for
 from gmel.synthesis.detector.linear import LinearDetector, Scaling
 from gmel.synthesis.detector.memory import PatchMemory
-from gmel.synthesis.gate import Decision, decide
-from gmel.synthesis.lesson import prepare, set_aside
+from gmel.synthesis.detector.pictures import PictureExtractor
+from gmel.synthesis.diffusion.weights import named_weights, with_weights
+from gmel.synthesis.gate import Decision, decide, taught
+from gmel.synthesis.learners import CNN, TEXTURE, cnn_learner, detector_named
+from gmel.synthesis.lesson import Lesson, prepare, seen_by, set_aside
 from gmel.synthesis.photo import GOOD, Photo
-from gmel.synthesis.rows import Heads
+from gmel.synthesis.rows import Head, Heads, Rows
 
 __all__ = ["FORMAT", "Detector", "Finding", "load_detector", "save_detector", "train_detector"]
 
@@ -78,7 +83,7 @@ class Detector:
         Raises:
             InputError: the detector needs templates and a photo has none.
         """
-        if isinstance(self.extractor, TextureExtractor) and self.extractor.with_template:
+        if isinstance(self.extractor, TextureExtractor | PictureExtractor) and self.extractor.with_template:
             lacking = [photo.name for photo in photos if photo.template is None]
             if lacking:
                 raise InputError(f"{lacking[0]}: no template; the detector was trained on photos with templates")
@@ -109,6 +114,7 @@ def train_detector(
     false_alarms: float,
     seed: int,
     reporter: Reporter,
+    kind: str = TEXTURE,
 ) -> tuple[Detector, Decision, dict[str, Any]]:
     """A detector from all photos of a site, through the gate.
 
@@ -118,18 +124,21 @@ def train_detector(
         modes: modes of synthesis that the gate may choose.
         encoder: an ONNX file in place of the texture features.
         false_alarms: share of good parts that may be called defect, 0 to 1.
-        seed: of variants and samples.
+        seed: of variants and samples, and of a CNN.
         reporter: told how it goes on.
+        kind: name in `DETECTORS`. A CNN is trained on what the gate has chosen on texture features.
 
     Returns:
         The detector, what the gate has decided, and facts (photos used, modes refused, what the memory reaches on the
         shots).
 
     Raises:
-        InputError: a single class, or a rate out of range.
+        InputError: a single class, a rate out of range, an unknown kind, or a CNN on an encoder.
     """
     if not 0.0 < false_alarms < 1.0:
         raise InputError(f"false alarms are {false_alarms:g}; must be between 0 and 1, for instance 0.05")
+    if detector_named(kind) == CNN and encoder is not None:
+        raise InputError("a CNN reads photos, no embeddings; give --encoder or --detector cnn, one of the two")
     photos = [*shots, *good]
     extractor: Extractor = extractor_for(photos) if encoder is None else EncoderExtractor(encoder)
     book = FeatureBook(extractor)
@@ -143,6 +152,11 @@ def train_detector(
     reporter.stage("the gate: training without each shot")
     decision = decide(lesson.real, lesson.classic, lesson.made, lesson.judges)
     heads = decision.heads.alarming(lesson.judges.features, false_alarms)
+    if kind == CNN:
+        extractor = PictureExtractor(all(photo.template is not None for photo in photos))
+        pictured = seen_by(lesson, shots, good, FeatureBook(extractor), seed, reporter, variants)
+        heads = _cnn_heads(pictured, decision, extractor, seed, reporter)
+        heads = heads.alarming(pictured.judges.features, false_alarms)
     memory, strange, found = None, 1.0, None
     learned, judges = set_aside(good, 0.25)
     if learned and judges:
@@ -157,6 +171,19 @@ def train_detector(
     return Detector(heads, extractor, memory, strange), decision, facts
 
 
+def _cnn_heads(lesson: Lesson, decision: Decision, extractor: PictureExtractor, seed: int, reporter: Reporter) -> Heads:
+    """CNNs trained on what the gate has chosen."""
+    used = {choice.mode for mixture in (decision.detection, decision.typing) for choice in mixture.values()}
+
+    def made(held: frozenset[str]) -> dict[str, Rows]:
+        # Modes that nobody chose are not asked: some would be fitted anew without the shots held out.
+        return {mode: samples.without(held) for mode, samples in lesson.samples.items() if mode in used}
+
+    reporter.stage("training the CNN, and again without each third of the shots")
+    learner = cnn_learner(extractor, seed, reporter)
+    return taught(lesson.real, lesson.classic, made, lesson.judges, decision.detection, decision.typing, learner)
+
+
 def save_detector(path: Path, detector: Detector) -> None:
     """Writes a detector as one safetensors file (no pickle), under a temporary name first. It holds no photos."""
     arrays: dict[str, Any] = {}
@@ -164,7 +191,7 @@ def save_detector(path: Path, detector: Detector) -> None:
         "format": FORMAT,
         "classes": detector.heads.classes,
         "threshold": detector.heads.threshold,
-        "features": list(detector.extractor.names),
+        "features": [] if isinstance(detector.extractor, PictureExtractor) else list(detector.extractor.names),
         "extractor": _kind(detector.extractor),
         "strange": detector.strange,
     }
@@ -172,6 +199,12 @@ def save_detector(path: Path, detector: Detector) -> None:
         if head is None:
             continue
         facts[part] = {"classes": head.classes, "temperature": head.temperature}
+        if isinstance(head, CnnDetector):
+            facts["detector"] = CNN
+            arrays |= named_weights(head.network, f"{part}.")
+            continue
+        if not isinstance(head, LinearDetector):
+            raise TypeError(f"{part}: no file format for {type(head).__name__}")
         arrays |= {
             f"{part}.weights": head.weights,
             f"{part}.bias": head.bias,
@@ -211,7 +244,9 @@ def load_detector(path: Path, encoder: Path | None = None) -> Detector:
                 f"{path}: format is {facts['format']!r}, this gmel reads {FORMAT}; train the detector anew"
             )
         extractor = _extractor(facts, encoder, path)
-        detection, typing = (_head(part, facts, arrays, len(extractor.names)) for part in ("detection", "typing"))
+        if (facts.get("detector") == CNN) != isinstance(extractor, PictureExtractor):
+            raise ValueError(f"{facts.get('detector', TEXTURE)} does not read {extractor.name}")
+        detection, typing = (_head(part, facts, arrays, extractor) for part in ("detection", "typing"))
         heads = Heads(tuple(facts["classes"]), detection, typing, float(facts["threshold"]))
         memory = None
         if "memory.patches" in arrays:
@@ -238,21 +273,31 @@ def _extractor(facts: dict[str, Any], encoder: Path | None, path: Path) -> Extra
         if f"encoder {found.digest}" != kind:
             raise InputError(f"{encoder}: is not the encoder that {path} was trained on (SHA-256 differs)")
         return found
+    for pictures in (PictureExtractor(False), PictureExtractor(True)):
+        if kind == pictures.name:
+            return pictures
     extractor = TextureExtractor(kind == "texture and template")
     if list(extractor.names) != facts["features"]:
         raise InputError(f"{path}: reads other features than this gmel computes; train the detector anew")
     return extractor
 
 
-def _head(part: str, facts: dict[str, Any], arrays: dict[str, Any], features: int) -> LinearDetector | None:
+def _head(part: str, facts: dict[str, Any], arrays: dict[str, Any], extractor: Extractor) -> Head | None:
     if part not in facts:
         return None
-    said = facts[part]
+    said, classes, features = facts[part], tuple(facts["classes"]), len(extractor.names)
+    temperature = float(said["temperature"])
+    if tuple(said["classes"]) != classes or not 0.0 < temperature < float("inf"):
+        raise ValueError(f"{part} has other classes, or temperature {temperature}")
+    if isinstance(extractor, PictureExtractor):
+        size = CnnSize(extractor.side, extractor.channels, len(classes))
+        network = with_weights(Cnn(size, jax.random.key(0)), arrays, f"{part}.", remedy="")
+        return CnnDetector(classes, network, temperature)
     weights, bias = arrays[f"{part}.weights"], arrays[f"{part}.bias"]
     scaling = Scaling(arrays[f"{part}.mean"], arrays[f"{part}.deviation"], arrays.get(f"{part}.whitening"))
     wanted = {
-        "weights": (weights, (len(said["classes"]), features)),
-        "bias": (bias, (len(said["classes"]),)),
+        "weights": (weights, (len(classes), features)),
+        "bias": (bias, (len(classes),)),
         "mean": (scaling.mean, (features,)),
         "deviation": (scaling.deviation, (features,)),
         "whitening": (scaling.whitening, (features, features)),
@@ -260,4 +305,4 @@ def _head(part: str, facts: dict[str, Any], arrays: dict[str, Any], features: in
     for name, (array, shape) in wanted.items():
         if array is not None and array.shape != shape:
             raise ValueError(f"{part}.{name} has shape {array.shape}, must be {shape}")
-    return LinearDetector(tuple(said["classes"]), scaling, weights, bias, float(said["temperature"]))
+    return LinearDetector(classes, scaling, weights, bias, temperature)

@@ -21,22 +21,36 @@ from gmel.synthesis.curves import by_samples_and_steps
 from gmel.synthesis.data.dataset import Dataset
 from gmel.synthesis.data.splits import SPLIT_SEED, Split, few_shot_split
 from gmel.synthesis.detector.features import FeatureBook, extractor_for
+from gmel.synthesis.detector.pictures import PictureExtractor
 from gmel.synthesis.detector.scores import METRICS
 from gmel.synthesis.fidelity import fidelity
 from gmel.synthesis.gate import Decision, decide
 from gmel.synthesis.generator import NO_MEANS, Means
-from gmel.synthesis.lesson import Lesson, prepare, set_aside, variants_of_good
+from gmel.synthesis.learners import CNN, TEXTURE, cnn_learner, detector_named
+from gmel.synthesis.lesson import Lesson, prepare, seen_by, set_aside, variants_of_good
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.recipes import SHARE, Referee
-from gmel.synthesis.rows import CLASSIC, NONE, Choice
+from gmel.synthesis.rows import CLASSIC, NONE, Choice, Rows
 
-__all__ = ["FORMAT", "Experiment", "Settings", "evaluate", "read_experiment", "table", "write_experiment"]
+__all__ = [
+    "BASE",
+    "FORMAT",
+    "OF_CNN",
+    "Experiment",
+    "Settings",
+    "evaluate",
+    "read_experiment",
+    "table",
+    "write_experiment",
+]
 
 FORMAT = 1
 _FOLDS = 5
 _FOLDS_WITH_FITS = 2
 """Rounds of the gate where a mode has to be fitted anew in each."""
 BASE = "real + classic"
+OF_CNN = ", CNN"
+"""What the name of a recipe ends with where a CNN has learned from it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Settings:
         copies: augmented variants of each shot.
         per_shot: samples of a mode for each shot.
         curves: whether utility is measured by number of samples and by steps as well.
+        detector: name in `DETECTORS`; with the CNN its recipes stand beside those of the texture features.
     """
 
     shots: int = 5
@@ -62,6 +77,7 @@ class Settings:
     copies: int = 8
     per_shot: int = 8
     curves: bool = False
+    detector: str = TEXTURE
 
 
 Experiment = dict[str, Any]
@@ -90,12 +106,14 @@ def evaluate(
         The experiment, and samples of every mode from the first draw (empty where that was kept).
 
     Raises:
-        InputError: the data set is too small for the split, or `kept` has other settings.
+        InputError: the data set is too small for the split, the detector is unknown, or `kept` has other settings.
     """
     began = time.perf_counter()
+    detector_named(settings.detector)
     asked = {**asdict(settings), "modes": list(settings.modes)}
     found: Experiment = kept or {"format": FORMAT, "dataset": dataset.name, "settings": asked, "draws": []}
-    if {key: found["settings"].get(key) for key in asked if key != "draws"} != {
+    usual = asdict(Settings())  # what settings are in files from before they could be chosen
+    if {key: found["settings"].get(key, usual[key]) for key in asked if key != "draws"} != {
         key: value for key, value in asked.items() if key != "draws"
     } or found["dataset"] != dataset.name:
         raise InputError("experiment: it was begun with other settings or photos; choose another folder")
@@ -112,6 +130,7 @@ def evaluate(
     _tell(book, [*split.test, *split.good], reporter)
     learned, _ = set_aside(split.good, 0.25)
     good_rows = variants_of_good(learned, 0, book)
+    network = _Network(dataset, learned, split) if settings.detector == CNN else None
     sheets: dict[str, list[Photo]] = {}
     reporter.stage("draws of the shots")
     for draw in range(len(found["draws"]), settings.draws):
@@ -129,6 +148,8 @@ def evaluate(
             means=means,
         )
         entry = _draw(lesson, split, book, settings.curves)
+        if network is not None:
+            entry["scores"] |= network.scores(lesson, split, settings, draw, reporter)
         if draw == 0:
             found["fidelity"] = _fidelity(lesson, split, book)
             found["refused"] = lesson.refused
@@ -217,6 +238,29 @@ def _draw(lesson: Lesson, split: Split, book: FeatureBook, curves: bool) -> dict
     scores["gate"] = referee.scores(decision.heads)
     entry = {"scores": scores, "gate": _said(decision)}
     return {**entry, "curves": by_samples_and_steps(lesson, referee)} if curves else entry
+
+
+class _Network:
+    """The CNN on the lessons of the draws: the same photos, variants and samples as the texture features have."""
+
+    def __init__(self, dataset: Dataset, learned: Sequence[Photo], split: Split) -> None:
+        self._extractor = PictureExtractor(all(photo.template is not None for photo in dataset.photos))
+        self._book = FeatureBook(self._extractor)
+        self._good: Rows = variants_of_good(learned, 0, self._book)
+        self._tested = self._book(split.test)
+
+    def scores(
+        self, lesson: Lesson, split: Split, settings: Settings, draw: int, reporter: Reporter
+    ) -> dict[str, dict[str, Any]]:
+        """Scores by recipe: classic augmentation, and each mode at the share that it has without a gate."""
+        own = seen_by(lesson, split.shots, split.good, self._book, draw, reporter, settings.copies, self._good)
+        learner = cnn_learner(self._extractor, draw, reporter)
+        referee = Referee(own, self._tested, [photo.label for photo in split.test], learner)
+        made = own.made(frozenset())
+        found = {BASE + OF_CNN: referee.of_choice(Choice(CLASSIC), made)}
+        for mode in own.samples:
+            found[f"{BASE} + {mode}{OF_CNN}"] = referee.of_choice(Choice(mode, SHARE), made)
+        return found
 
 
 def _said(decision: Decision) -> dict[str, Any]:

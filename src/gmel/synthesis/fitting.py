@@ -20,8 +20,10 @@ from gmel.synthesis.data.write import check_file, check_folder, write_dataset
 from gmel.synthesis.detector_file import Finding, load_detector, save_detector, train_detector
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
 from gmel.synthesis.generator import Generator, Means, load_generator
+from gmel.synthesis.learners import TEXTURE, detector_named
 from gmel.synthesis.modes import EVERY_MODE, mode_named
 from gmel.synthesis.photo import GOOD, Photo
+from gmel.synthesis.pretrained.folder import PipelineFolder
 from gmel.synthesis.report import photos_jpeg, write_report
 
 __all__ = [
@@ -49,6 +51,7 @@ def fit_generator(
     reporter: Reporter,
     prior: Path | None = None,
     resume: bool = False,
+    pipeline: Path | None = None,
 ) -> Generator:
     """A generator that has learned from a folder.
 
@@ -62,13 +65,13 @@ def fit_generator(
         reporter: told how it goes on.
         prior: file of the label-free prior, for modes with a network (see `Means`).
         resume: go on from what an interrupted fit has left beside `out`.
+        pipeline: folder of a pretrained pipeline, for the mode that adapts one.
 
     Raises:
         InputError: the folder, the mode or the place to write cannot be used.
     """
     kind = mode_named(mode)
-    if prior is not None:
-        check_file(prior, "prior.safetensors")
+    means = _means(prior, pipeline, out, resume)
     check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
@@ -78,7 +81,16 @@ def fit_generator(
         split = few_shot_split(dataset, shots, seed)
         chosen, parts = list(split.shots), list(split.good)
     reporter.stage(f"fitting {mode} on {len(chosen)} photos of defects and {len(parts)} good parts")
-    return kind.fit(chosen, parts, seed, reporter, Means(prior, out, resume))
+    return kind.fit(chosen, parts, seed, reporter, means)
+
+
+def _means(prior: Path | None, pipeline: Path | None, checkpoint: Path | None = None, resume: bool = False) -> Means:
+    """Files of modes, those of the user checked before the work."""
+    if prior is not None:
+        check_file(prior, "prior.safetensors")
+    if pipeline is not None:
+        PipelineFolder.read(pipeline)
+    return Means(prior, checkpoint, resume, pipeline)
 
 
 def train_from_folder(
@@ -91,8 +103,9 @@ def train_from_folder(
     seed: int,
     out: Path,
     reporter: Reporter,
+    detector: str = TEXTURE,
 ) -> dict[str, Any]:
-    """Trains a detector on all photos of a folder and writes it.
+    """Trains a detector (by its name, texture or cnn) on all photos of a folder and writes it.
 
     Returns:
         What the gate chose and why, the threshold, what could not be used.
@@ -100,16 +113,18 @@ def train_from_folder(
     Raises:
         InputError: the folder, the encoder or the place to write cannot be used.
     """
+    detector_named(detector)
     check_file(out, "defects.safetensors")
     dataset = read_dataset(folder, layout, good, reporter=reporter)
     shots = [photo for photo in dataset.photos if photo.label != GOOD]
     parts = [photo for photo in dataset.photos if photo.label == GOOD]
-    detector, decision, facts = train_detector(shots, parts, modes, encoder, false_alarms, seed, reporter)
-    save_detector(out, detector)
+    judge, decision, facts = train_detector(shots, parts, modes, encoder, false_alarms, seed, reporter, detector)
+    save_detector(out, judge)
     return {
         **facts,
-        "classes": list(detector.heads.classes),
-        "threshold": detector.heads.threshold if parts else None,
+        "detector": detector,
+        "classes": list(judge.heads.classes),
+        "threshold": judge.heads.threshold if parts else None,
         "gate": {
             "detection": {label: asdict(choice) for label, choice in decision.detection.items()},
             "typing": {label: asdict(choice) for label, choice in decision.typing.items()},
@@ -197,8 +212,20 @@ def draw_samples(
     seed: int,
     sheet: Path | None,
     reporter: Reporter,
+    pipeline: Path | None = None,
 ) -> None:
     """Writes samples of a generator as an image folder.
+
+    Args:
+        generator: its file.
+        out: the folder.
+        count: photos of each class.
+        labels: classes with commas between them; all where there are none.
+        steps: denoising steps; those of the mode where it is none.
+        seed: of the photos.
+        sheet: picture of all of them, if any.
+        reporter: told how it goes on.
+        pipeline: folder of the pretrained pipeline that was adapted, where it is not where it was.
 
     Raises:
         InputError: the generator cannot be read, a class is unknown, or a place to write cannot be used.
@@ -210,7 +237,7 @@ def draw_samples(
         check_sheet_path(sheet)
         if not sheet.resolve().parent.is_dir():
             raise InputError(f"sheet {sheet}: there is no such folder; make it or choose another place")
-    made = load_generator(generator, EVERY_MODE)
+    made = load_generator(generator, EVERY_MODE, Means(pipeline=pipeline))
     asked = dict.fromkeys(name.strip() for name in labels.split(",") if name.strip())
     wanted = list(asked) or list(made.labels)
     photos: list[Photo] = []
@@ -237,6 +264,7 @@ def run_experiment(
     resume: bool,
     reporter: Reporter,
     prior: Path | None = None,
+    pipeline: Path | None = None,
 ) -> Experiment:
     """Evaluates on photos and leaves `experiment.json`, `report.html` and contact sheets of the first draw.
 
@@ -244,10 +272,10 @@ def run_experiment(
         InputError: photos that cannot be used, settings out of range, or a folder that holds an experiment and is not
             to be resumed.
     """
+    detector_named(settings.detector)
     if settings.draws < 1:
         raise InputError(f"draws is {settings.draws}; must be 1 or more (10 for a claim)")
-    if prior is not None:
-        check_file(prior, "prior.safetensors")
+    means = _means(prior, pipeline)
     target = out / "experiment.json"
     kept = None
     if target.exists():
@@ -269,7 +297,7 @@ def run_experiment(
         except OSError as error:
             raise InputError(f"{target}: cannot be written ({error.strerror}); --resume goes on from there") from error
 
-    found, _ = evaluate(dataset, settings, reporter, kept, save, Means(prior))
+    found, _ = evaluate(dataset, settings, reporter, kept, save, means)
     sheets = {name: out / f"{name}.jpg" for name in ("shots", *settings.modes)}
     shown = {name: place.read_bytes() for name, place in sheets.items() if place.is_file()}
     write_report(out / "report.html", found, shown)
@@ -286,6 +314,7 @@ def profile_modes(
     prior: Path | None,
     out: Path,
     reporter: Reporter,
+    pipeline: Path | None = None,
 ) -> Profile:
     """Measures modes on photos and writes what they cost.
 
@@ -293,10 +322,9 @@ def profile_modes(
         InputError: photos or modes that cannot be used, or no place to write.
     """
     check_file(out, "costs.toml")
-    if prior is not None:
-        check_file(prior, "prior.safetensors")
+    means = _means(prior, pipeline)
     dataset = source.read(reporter)
-    found = profile(dataset, modes, reporter, shots, samples, seed, Means(prior))
+    found = profile(dataset, modes, reporter, shots, samples, seed, means)
     write_profile(out, found)
     reporter.note(f"costs in {out}")
     return found

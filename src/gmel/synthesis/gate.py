@@ -15,9 +15,20 @@ from numpy.typing import NDArray
 
 from gmel.synthesis.detector.linear import Doubles, fit_temperature, two_ways
 from gmel.synthesis.photo import GOOD
-from gmel.synthesis.rows import CLASSIC, NONE, Choice, Heads, Mixture, Rows, fit_head, fit_heads
+from gmel.synthesis.rows import (
+    CLASSIC,
+    NONE,
+    Choice,
+    Heads,
+    Learner,
+    Mixture,
+    Rows,
+    fit_head,
+    fit_heads,
+    linear_learner,
+)
 
-__all__ = ["SHARES", "Decision", "Evidence", "decide"]
+__all__ = ["SHARES", "Decision", "Evidence", "decide", "taught"]
 
 SHARES = (0.05, 0.15, 0.35)
 """Shares of synthetic rows that are tried; above a third synthesis has only ever harmed (docs/synthesis.md)."""
@@ -111,10 +122,46 @@ def decide(
     return Decision(detection, typing, heads, evidence)
 
 
+def taught(
+    real: Rows,
+    classic: Rows,
+    made: Made,
+    judges: Rows,
+    detection: Mixture,
+    typing: Mixture,
+    learner: Learner,
+    folds: int = 3,
+) -> Heads:
+    """A detector of another kind on mixtures that are chosen, with temperatures from shots that were held out.
+
+    For detectors that are too slow to be trained once for every candidate and shot.
+
+    Args:
+        real, classic, made, judges: as for :func:`decide`, in the features that the learner reads.
+        detection, typing: the mixtures.
+        learner: trains each part.
+        folds: rounds; in each about 1 / folds of the shots of every class are held out.
+    """
+    heads = fit_heads(real, classic, made(frozenset()), detection, typing, learner)
+    trials = [_Trial(real, classic, made, judges, held, learner) for held in _folds(real, folds)]
+    if trials:
+        heads = _calibrated(heads, trials, detection, typing)
+    return heads.alarming(judges.features)
+
+
 class _Trial:
     """One fold: what is left to learn from, and what is held out."""
 
-    def __init__(self, real: Rows, classic: Rows, made: Made, judges: Rows, held: frozenset[str]) -> None:
+    def __init__(
+        self,
+        real: Rows,
+        classic: Rows,
+        made: Made,
+        judges: Rows,
+        held: frozenset[str],
+        learner: Learner = linear_learner,
+    ) -> None:
+        self._learner = learner
         shots = np.isin(real.sources, list(held)) & (real.labels != GOOD)
         self.real, self.classic = real.where(~shots), classic.without(held)
         self.made = made(held)
@@ -126,7 +173,7 @@ class _Trial:
         """Logits of a detector trained on the mixture: of the held-out shots, and of the judges."""
         key = tuple(sorted(mixture.items()))
         if key not in self._logits:
-            head = fit_head(self.real, self.classic, self.made, mixture)
+            head = fit_head(self.real, self.classic, self.made, mixture, self._learner)
             self._logits[key] = head.logits(self.held.features), head.logits(self.judges.features)
         return self._logits[key]
 
@@ -245,9 +292,9 @@ def _calibrated(heads: Heads, trials: list[_Trial], detection: Mixture, typing: 
         # Each judge was seen by every fold: its logits are averaged.
         seen = np.mean([two_ways(judged) for _, judged in pairs], axis=0)
         rows = np.concatenate([*(two_ways(held) for held, _ in pairs), seen])
-        first = replace(first, temperature=fit_temperature(rows, [1] * labels.size + [0] * len(seen)))
+        first = first.tempered(fit_temperature(rows, [1] * labels.size + [0] * len(seen)))
     if second is not None:
         rows = np.concatenate([trial.logits(typing)[0] for trial in trials])
         rows = rows[:, [second.classes.index(kind) for kind in kinds]]
-        second = replace(second, temperature=fit_temperature(rows, [kinds.index(name) for name in labels]))
+        second = second.tempered(fit_temperature(rows, [kinds.index(name) for name in labels]))
     return replace(heads, detection=first, typing=second)

@@ -71,11 +71,13 @@ class Means:
         checkpoint: stem of the files that an interrupted training leaves; with it, an interrupt ends the training and
             what was learned so far is used, without it there is nothing to keep and the interrupt goes through.
         resume: go on from these files where they are there.
+        pipeline: folder of a pretrained pipeline, for the mode that adapts one.
     """
 
     prior: Path | None = None
     checkpoint: Path | None = None
     resume: bool = False
+    pipeline: Path | None = None
 
     def checkpoint_of(self, part: str) -> Path | None:
         """The file of one training, for instance `STEM.prior.checkpoint`."""
@@ -180,12 +182,13 @@ def save_generator(path: Path, generator: Generator) -> None:
     replace_file(path, write_arrays(contiguous, metadata=metadata))
 
 
-def load_generator(path: Path, modes: Mapping[str, type[Generator]]) -> Generator:
+def load_generator(path: Path, modes: Mapping[str, type[Generator]], means: Means = NO_MEANS) -> Generator:
     """The generator of a file written by :func:`save_generator`.
 
     Args:
         path: the file.
         modes: the modes that may be in it, by name.
+        means: a pipeline's folder that takes the place of the one that the file names.
 
     Raises:
         InputError: unreadable, corrupt, of another format, of an unknown mode, or with wrong arrays.
@@ -205,6 +208,8 @@ def load_generator(path: Path, modes: Mapping[str, type[Generator]]) -> Generato
     mode = facts.get("mode", "")
     if mode not in modes:
         raise InputError(f"{path}: mode is {mode!r}, must be one of {', '.join(sorted(modes))}")
+    if means.pipeline is not None:
+        facts = {**facts, "pipeline": str(means.pipeline)}
     try:
         return modes[mode].from_state(arrays, facts)
     except InputError as error:

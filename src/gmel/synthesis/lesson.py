@@ -1,7 +1,9 @@
 """What one site can learn from in one draw: its shots, its good parts, their variants, and samples of every mode."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from gmel.synthesis.modes import mode_named
 from gmel.synthesis.photo import GOOD, Floats, Photo
 from gmel.synthesis.rows import Rows, joined
 
-__all__ = ["Lesson", "Samples", "prepare", "rows_of", "set_aside", "variants_of_good"]
+__all__ = ["Lesson", "Samples", "prepare", "rows_of", "seen_by", "set_aside", "variants_of_good"]
 
 _SHAM_FOR_SHOTS = 2
 """Blends without a defect for every shot, where defects are blended."""
@@ -85,6 +87,14 @@ class Samples:
                 self._known[held] = self._drawn(self._fitted(rest), rest, self.per_shot)[1] if rest else nothing
         return self._known[held]
 
+    def seen_by(self, extractor: Extractor) -> Self:
+        """The same photos of the same generator, with other features."""
+        other = copy(self)
+        other._extractor = extractor
+        other.rows = self._rows(self.photos, extractor)
+        other._known = {frozenset[str](): other.rows}
+        return other
+
     def again(self, per_shot: int, steps: int | None) -> Rows:
         """Rows of other samples of the same generator.
 
@@ -109,8 +119,11 @@ class Samples:
             photos += generator.sample(label, count, self._seed, steps)
         if isinstance(generator, Shamming):
             photos += generator.sham(_SHAM_FOR_SHOTS * len(shots), self._seed)
+        return photos, self._rows(photos, self._extractor)
+
+    def _rows(self, photos: Sequence[Photo], extractor: Extractor) -> Rows:
         # Like shots, samples are turned, cropped and lit anew: a detector must not learn that only shots are.
-        return photos, rows_of(augmented(photos, 1, self._seed), self._extractor)
+        return rows_of(augmented(photos, 1, self._seed), extractor)
 
 
 def rows_of(photos: Sequence[Photo], features: Callable[[Sequence[Photo]], Floats]) -> Rows:
@@ -163,6 +176,33 @@ def prepare(
         except InputError as error:
             refused[mode] = str(error)
     return Lesson(rows_of([*shots, *learned], book), classic, rows_of(judges, book), samples, refused)
+
+
+def seen_by(
+    lesson: Lesson,
+    shots: Sequence[Photo],
+    good: Sequence[Photo],
+    book: FeatureBook,
+    seed: int,
+    reporter: Reporter,
+    copies: int = 8,
+    good_rows: Rows | None = None,
+) -> Lesson:
+    """The same lesson in other features: the same photos, variants and samples, nothing fitted anew.
+
+    Args:
+        lesson: as `prepare` has made it.
+        shots, good, seed, copies: what `prepare` was given.
+        book: computes the other features.
+        reporter: told how it goes on.
+        good_rows: of augmented variants of the good parts that are learned from, where they are at hand.
+    """
+    plain = prepare(shots, good, (), book, seed, reporter, copies, good_rows=good_rows)
+    return replace(
+        plain,
+        samples={mode: samples.seen_by(book.extractor) for mode, samples in lesson.samples.items()},
+        refused=lesson.refused,
+    )
 
 
 def variants_of_good(good: Sequence[Photo], seed: int, book: FeatureBook) -> Rows:

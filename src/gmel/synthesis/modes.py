@@ -14,6 +14,7 @@ MODES: dict[str, tuple[str, str]] = {
     "harmonise": ("gmel.synthesis.harmonise", "Harmonise"),
     "generate": ("gmel.synthesis.generate", "Generate"),
     "langevin": ("gmel.synthesis.langevin", "Langevin"),
+    "diffusers": ("gmel.synthesis.pipelines", "Diffusers"),
 }
 """Where each mode is; imported when asked for, since some need JAX."""
 

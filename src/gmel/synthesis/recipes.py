@@ -9,7 +9,7 @@ import numpy as np
 from gmel.synthesis.detector.scores import Scores, score
 from gmel.synthesis.lesson import Lesson
 from gmel.synthesis.photo import Floats
-from gmel.synthesis.rows import Choice, Heads, Rows, fit_heads
+from gmel.synthesis.rows import Choice, Heads, Learner, Rows, fit_heads, linear_learner
 
 __all__ = ["SHARE", "Referee"]
 
@@ -25,11 +25,13 @@ class Referee:
         lesson: what there is to learn from.
         features: of the test photos, [photos, features].
         labels: their classes.
+        learner: trains what is scored, in the features of the lesson.
     """
 
     lesson: Lesson
     features: Floats
     labels: Sequence[str]
+    learner: Learner = linear_learner
 
     def scores(self, heads: Heads) -> dict[str, Any]:
         """Scores for JSON: what the test cannot give is null."""
@@ -44,7 +46,7 @@ class Referee:
         """
         lesson = self.lesson
         mixture = dict.fromkeys(sorted(set(lesson.real.labels.tolist())), choice)
-        heads = fit_heads(lesson.real, lesson.classic, dict(made), mixture, mixture)
+        heads = fit_heads(lesson.real, lesson.classic, dict(made), mixture, mixture, self.learner)
         return self.scores(heads.alarming(lesson.judges.features))
 
 

@@ -15,7 +15,7 @@ from gmel.evaluation.statistics import Interval
 from gmel.scenario.files import replace_file
 from gmel.synthesis.curves import curve
 from gmel.synthesis.data.sheet import contact_sheet
-from gmel.synthesis.evaluate import BASE, Experiment, table
+from gmel.synthesis.evaluate import BASE, OF_CNN, Experiment, table
 from gmel.synthesis.figures import Rows, curves_figure, gains_figure
 from gmel.synthesis.gate import Evidence
 from gmel.synthesis.photo import GOOD, Photo
@@ -28,6 +28,10 @@ WORDS = {
     "type_accuracy": "type accuracy",
     "balanced_accuracy": "balanced accuracy",
 }
+_CNN_WORDS = (
+    " Rows with CNN: a small network trained from scratch on the same photos; the others read texture features."
+    " The gate chooses for the texture features."
+)
 _SURE_DRAWS = 10
 """Draws below which no gain is claimed."""
 _SURE_SHARE = 0.8
@@ -41,19 +45,37 @@ def headline(found: Experiment) -> str:
     """
     rows = table(found)
     draws, shots = len(found["draws"]), found["settings"]["shots"]
-    said: list[str] = []
-    for sign, word, agreeing in ((1, "more", "ahead"), (-1, "less", "behind")):
-        for metric, cell in rows["gate"].items():
-            gain, agree = cast("Interval", cell["gain"]), cast("float", cell[agreeing])
-            limit = gain.low if sign > 0 else -gain.high
-            if draws >= _SURE_DRAWS and limit > 0.0 and agree >= _SURE_SHARE:
-                said.append(f"{100 * abs(gain.mean):.1f} points {word} {WORDS[metric]}")
+    said = _resolved(rows["gate"], draws)
     start = f"With {shots} photos a class and the gate on, against real photos with classic augmentation: "
     if draws < _SURE_DRAWS:
         return start + f"{draws} draws are too few to claim anything ({_SURE_DRAWS} are needed)."
     if not said:
-        return start + "no difference that these draws resolve. Classic augmentation is enough here."
-    return start + "; ".join(said) + "."
+        return (
+            start
+            + "no difference that these draws resolve. Classic augmentation is enough here."
+            + _network(rows, draws)
+        )
+    return start + "; ".join(said) + "." + _network(rows, draws)
+
+
+def _resolved(row: Mapping[str, Mapping[str, Interval | float]], draws: int) -> list[str]:
+    """Gains and losses of a recipe that the draws resolve, in words."""
+    said: list[str] = []
+    for sign, word, agreeing in ((1, "more", "ahead"), (-1, "less", "behind")):
+        for metric, cell in row.items():
+            gain, agree = cast("Interval", cell["gain"]), cast("float", cell[agreeing])
+            limit = gain.low if sign > 0 else -gain.high
+            if draws >= _SURE_DRAWS and limit > 0.0 and agree >= _SURE_SHARE:
+                said.append(f"{100 * abs(gain.mean):.1f} points {word} {WORDS[metric]}")
+    return said
+
+
+def _network(rows: Rows, draws: int) -> str:
+    """How the CNN stands beside the texture features on the same photos; nothing where there is none."""
+    if BASE + OF_CNN not in rows:
+        return ""
+    said = _resolved(rows[BASE + OF_CNN], draws)
+    return f" A CNN in place of the texture features: {'; '.join(said) or 'no difference that these draws resolve'}."
 
 
 def lines(found: Experiment) -> list[str]:
@@ -126,7 +148,7 @@ def _page(found: Experiment, sheets: Mapping[str, bytes]) -> str:
 <section><h2>Results</h2>{_results(rows)}
 <p class="small">Mean over draws in %, below it the difference from real + classic in points with the 95 % interval,
 paired by draw. Every detector is trained on the same real photos and tested on the same others, which nothing here has
-learned from.</p></section>
+learned from.{_CNN_WORDS if BASE + OF_CNN in rows else ""}</p></section>
 <section><h2>Differences from real photos with classic augmentation</h2>
 <figure>{gains}<figcaption>Points of each metric, 95 % intervals over draws. Left of the line is
 harm.</figcaption></figure></section>

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,24 @@ from gmel.synthesis.detector.linear import Doubles, LinearDetector, alarm_thresh
 from gmel.synthesis.detector.scores import FALSE_ALARMS
 from gmel.synthesis.photo import GOOD, Floats
 
-__all__ = ["CLASSIC", "NONE", "Choice", "Heads", "Mixture", "Rows", "fit_head", "fit_heads", "joined", "training_rows"]
+__all__ = [
+    "CLASSIC",
+    "NONE",
+    "Bools",
+    "Choice",
+    "Head",
+    "Heads",
+    "Learner",
+    "Mixture",
+    "Rows",
+    "fit_head",
+    "fit_heads",
+    "joined",
+    "linear_learner",
+    "training_rows",
+]
+
+Bools = NDArray[np.bool_]
 
 NONE = "none"
 CLASSIC = "classic"
@@ -105,6 +122,54 @@ def training_rows(
     return joined(*parts), np.concatenate(synthetic), np.concatenate(weights)
 
 
+class Head(Protocol):
+    """What is trained on rows: the linear detector or the CNN.
+
+    Attributes:
+        classes: names of the columns, `GOOD` first where it is one.
+        temperature: logits are divided by it; 1 before calibration.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    def logits(self, features: Floats) -> Doubles:
+        """[photos, classes], before the temperature."""
+        ...
+
+    def defect_probability(self, features: Floats) -> Doubles:
+        """[photos]: the probability that it is no good part.
+
+        Raises:
+            InputError: it was trained without good parts.
+        """
+        ...
+
+    def tempered(self, temperature: float) -> Self:
+        """With another temperature."""
+        ...
+
+
+class Learner(Protocol):
+    """How a head learns from rows."""
+
+    def __call__(self, rows: Rows, synthetic: Bools, weights: Doubles, /) -> Head:
+        """The head of training rows, as `training_rows` gives them.
+
+        Raises:
+            InputError: a single class.
+        """
+        ...
+
+
+def linear_learner(rows: Rows, synthetic: Bools, weights: Doubles) -> LinearDetector:
+    """Logistic regression: how a head learns where nobody says otherwise."""
+    return LinearDetector.fit(rows.features, rows.labels.tolist(), synthetic, weights)
+
+
 @dataclass(frozen=True)
 class Heads:
     """A detector of two parts, each with the training set that suits it: one finds defects, one names their type.
@@ -119,8 +184,8 @@ class Heads:
     """
 
     classes: tuple[str, ...]
-    detection: LinearDetector | None
-    typing: LinearDetector | None
+    detection: Head | None
+    typing: Head | None
     threshold: float = 0.5
 
     def alarming(self, good_features: Floats, false_alarms: float = FALSE_ALARMS) -> "Heads":
@@ -145,19 +210,28 @@ class Heads:
         return np.concatenate([1.0 - defect, defect * self.types(features)], axis=1)
 
 
-def fit_head(real: Rows, classic: Rows, made: dict[str, Rows], mixture: Mixture) -> LinearDetector:
+def fit_head(
+    real: Rows, classic: Rows, made: dict[str, Rows], mixture: Mixture, learner: Learner = linear_learner
+) -> Head:
     """A detector trained on one mixture."""
     rows, synthetic, weights = training_rows(real, classic, made, mixture)
-    return LinearDetector.fit(rows.features, rows.labels.tolist(), synthetic, weights)
+    return learner(rows, synthetic, weights)
 
 
-def fit_heads(real: Rows, classic: Rows, made: dict[str, Rows], detection: Mixture, typing: Mixture) -> Heads:
+def fit_heads(
+    real: Rows,
+    classic: Rows,
+    made: dict[str, Rows],
+    detection: Mixture,
+    typing: Mixture,
+    learner: Learner = linear_learner,
+) -> Heads:
     """Trains both parts, each on its mixture."""
     found = sorted(set(real.labels.tolist()))
     classes = (*((GOOD,) if GOOD in found else ()), *(name for name in found if name != GOOD))
 
     typed = len(classes) > 2 or (GOOD not in classes and len(classes) == 2)
-    first = fit_head(real, classic, made, detection) if GOOD in classes else None
+    first = fit_head(real, classic, made, detection, learner) if GOOD in classes else None
     if typed and first is not None and detection == typing:
         return Heads(classes, first, first)
-    return Heads(classes, first, fit_head(real, classic, made, typing) if typed else None)
+    return Heads(classes, first, fit_head(real, classic, made, typing, learner) if typed else None)

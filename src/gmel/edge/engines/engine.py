@@ -1,7 +1,7 @@
 """What a gateway asks of whatever runs the tasks."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,6 +81,11 @@ class Engine(Protocol):
 
     async def heartbeat(self, server: ServerState) -> Beat | None:
         """What a server says of itself, for engines whose servers do not say it on their own; None for nothing."""
+        ...
+
+    @property
+    def servers(self) -> Sequence[str]:
+        """Servers that this engine has to ask for their heartbeats; none where they say it on their own."""
         ...
 
     async def close(self) -> None:

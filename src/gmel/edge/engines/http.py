@@ -5,6 +5,7 @@ bytes of the result. So a server that has stopped (not died) is known by its sil
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -63,6 +64,11 @@ class HttpEngine:
     async def heartbeat(self, server: ServerState) -> Beat | None:
         """Servers say it on their own."""
         del server
+
+    @property
+    def servers(self) -> Sequence[str]:
+        """None: they say it on their own."""
+        return ()
 
     async def close(self) -> None:
         """As :meth:`Engine.close`."""

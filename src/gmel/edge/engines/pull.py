@@ -6,6 +6,7 @@ server says in between is its sign of life.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,11 @@ class PullEngine:
     async def heartbeat(self, server: ServerState) -> Beat | None:
         """Servers say it on their own."""
         del server
+
+    @property
+    def servers(self) -> Sequence[str]:
+        """None: they say it on their own."""
+        return ()
 
     async def close(self) -> None:
         """As :meth:`Engine.close`; those who wait for tasks are sent away."""
@@ -146,7 +152,8 @@ class EitherEngine:
         self.push, self.pull = push, pull
 
     def _of(self, server: ServerState) -> Engine:
-        return self.push if server.beat is not None and server.beat.url is not None else self.pull
+        reached = server.name in self.push.servers or (server.beat is not None and server.beat.url is not None)
+        return self.push if reached else self.pull
 
     async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
         """As :meth:`Engine.submit`."""
@@ -159,6 +166,11 @@ class EitherEngine:
     async def heartbeat(self, server: ServerState) -> Beat | None:
         """As :meth:`Engine.heartbeat`."""
         return await self._of(server).heartbeat(server)
+
+    @property
+    def servers(self) -> Sequence[str]:
+        """Those of the engine that pushes."""
+        return self.push.servers
 
     async def close(self) -> None:
         """As :meth:`Engine.close`."""

@@ -23,6 +23,7 @@ from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.ledger import Entry, Ledger
 from gmel.edge.metrics import Metrics
 from gmel.edge.plant import Plant
+from gmel.edge.recent import Recent
 from gmel.edge.store import FolderStore
 from gmel.edge.task import DONE, FINAL, Task, check_name
 
@@ -34,8 +35,13 @@ MOST_BODY = 64 * 1024
 """Bytes of a request, but for results."""
 MOST_WAIT_S = 60.0
 """Longest wait of a request for something to happen."""
+BEAT_S = 1.0
+"""Between heartbeats."""
 _MOST_WATCHERS = 100
 _MOST_DEVICES = 100_000
+_LOOK_EVERY_S = 0.5
+_COUNTING = 0.02
+"""Largest share of the time that goes into counting the tasks of the ledger, however many pages are open."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,13 @@ class Gateway:
         self.decider = Decider(self.fleet, settings.policies, settings.seed)
         self.decider.change(settings.policy, time.time())
         self.metrics = Metrics()
+        self.recent = Recent()
         self.pull = PullEngine(settings.stall_s)
         self._engine = engine
         self.began_s = time.time()
         self._watchers: set[asyncio.Queue[str]] = set()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._counted: tuple[float, dict[str, int]] | None = None
 
     async def open(self) -> None:
         """Opens the ledger and takes up what is unfinished."""
@@ -119,17 +127,32 @@ class Gateway:
             settings.lease_s,
         )
         self.dispatcher.start()
+        looks = [self._look(), *(self._ask(name) for name in self.engine.servers)]
+        self._looking = [asyncio.create_task(each) for each in looks]
 
     async def close(self) -> None:
         """Ends what is under way; tasks without an end are taken up at the next start."""
+        for each in self._looking:
+            each.cancel()
+        await asyncio.gather(*self._looking, return_exceptions=True)
         await self.dispatcher.close()
         await self.engine.close()
         await self.ledger.close()
 
+    async def _ask(self, name: str) -> None:
+        """Asks a server for its heartbeat, where it does not say it on its own."""
+        while True:
+            beat = await self.engine.heartbeat(self.fleet.servers[name])
+            if beat is not None:
+                self.fleet.hear(name, beat, time.monotonic())
+            await asyncio.sleep(BEAT_S)
+
     def tell(self, event: dict[str, Any]) -> None:
         """Tells all who watch; who is too slow misses some."""
+        event = event | {"at_s": round(time.time(), 3)}
+        self.recent.hear(event)
         if self._watchers:
-            line = json.dumps(event | {"at_s": round(time.time(), 3)})
+            line = json.dumps(event)
             for watcher in self._watchers:
                 with contextlib.suppress(asyncio.QueueFull):
                     watcher.put_nowait(line)
@@ -208,6 +231,7 @@ class Gateway:
         known = self.ledger.get(task.id)
         if known is None:
             self.metrics.turned_away.labels(str(refusal.status)).inc()
+            self.recent.turned_away[str(refusal.status)] += 1
             raise refusal
         return known
 
@@ -261,11 +285,33 @@ class Gateway:
             "up_s": time.time() - self.began_s,
             "open": len(self.dispatcher.jobs),
             "parked": len(self.dispatcher.parked),
-            "counts": self.ledger.counts(),
+            "counts": self._counts(now),
             "latency": self.metrics.recent(),
             "policy": self.policy(),
             "servers": self.servers(now),
+            **self.recent.as_json(time.time()),
         }
+
+    def _counts(self, now: float) -> dict[str, int]:
+        """Tasks by state. Counting reads the whole index, so a long ledger is counted more rarely."""
+        if self._counted is None or now >= self._counted[0]:
+            counts = self.ledger.counts()
+            took_s = time.monotonic() - now
+            self._counted = (now + took_s / _COUNTING, counts)
+        return self._counted[1]
+
+    async def _look(self) -> None:
+        """Tells when a server falls silent, drains, or is back."""
+        before = dict[str, bool]()
+        while True:
+            now = time.monotonic()
+            for server in self.fleet.servers.values():
+                alive = server.alive(now)
+                if before.get(server.name, False) != alive:
+                    drains = bool(server.beat and server.beat.draining)
+                    self.tell({"event": "server", "server": server.name, "alive": alive, "draining": drains})
+                before[server.name] = alive
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     def servers(self, now: float) -> list[dict[str, Any]]:
         """What is known of each server."""

@@ -62,7 +62,8 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
 def _static(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     headers = {
         "Content-Security-Policy": (
-            "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; frame-ancestors 'none'"
+            "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import LEDGER, RESULTS, Settings
 from gmel.edge.ledger import check_ledger
 from gmel.edge.logs import structured_logs
-from gmel.edge.plant import plant_of
+from gmel.edge.plant import Plant, plant_of
 from gmel.edge.recovery import recover_ledger
 from gmel.edge.serving import Place, check_open, listen, run, serve
 from gmel.edge.store import FolderStore
@@ -17,7 +18,12 @@ __all__ = ["run_gateway"]
 
 
 def run_gateway(
-    scenario: str, place: Place, settings: Settings, say: Callable[[str], None], recover: bool = False
+    scenario: str,
+    place: Place,
+    settings: Settings,
+    say: Callable[[str], None],
+    recover: bool = False,
+    engine_of: Callable[[Plant], Engine] | None = None,
 ) -> None:
     """Runs a gateway until it is told to end.
 
@@ -27,6 +33,7 @@ def run_gateway(
         settings: how.
         say: is told its address, and what was taken back.
         recover: whether a damaged ledger is taken back as far as it can be read.
+        engine_of: makes the engine of the plant; HTTP if left out.
 
     Raises:
         InputError: anything that cannot be used.
@@ -40,7 +47,7 @@ def run_gateway(
     ledger = settings.folder / LEDGER
     if recover:
         say(f"ledger: {recover_ledger(ledger, FolderStore(settings.folder / RESULTS))}")
-    app = gateway_app(plant, settings)
+    app = gateway_app(plant, settings, None if engine_of is None else engine_of(plant))
     check_ledger(ledger)
     door = listen(place)
     structured_logs()

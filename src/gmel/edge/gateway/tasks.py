@@ -158,6 +158,8 @@ def _shown(gateway: Gateway, entry: Entry) -> dict[str, Any]:
             "fallback": None if decision is None else decision.fallback,
             "expected_s": None if decision is None else decision.expected_s,
         }
+    elif (last := gateway.recent.decision(entry.task.id)) is not None:
+        shown |= {key: last[key] for key in ("scores", "policy", "fallback", "expected_s")}
     return shown
 
 

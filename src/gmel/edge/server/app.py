@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
@@ -14,9 +14,13 @@ from starlette.routing import Route
 
 from gmel.edge.bodies import SlowError, TooLargeError, read_json
 from gmel.edge.keys import OPEN, Caller, Keys
+from gmel.edge.server.round_routes import round_routes
 from gmel.edge.server.runner import Run, Runner
 from gmel.edge.task import read_task
 from gmel.scenario.errors import InputError
+
+if TYPE_CHECKING:
+    from gmel.edge.rounds import Site  # it brings JAX; a server without a site does without
 
 __all__ = ["BEAT_S", "follow", "server_app"]
 
@@ -58,13 +62,14 @@ async def follow(run: Run) -> AsyncGenerator[dict[str, Any]]:
         run.watchers.remove(news)
 
 
-def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette:
+def server_app(name: str, runner: Runner, keys: Keys | None = None, site: "Site | None" = None) -> Starlette:
     """The application of a server.
 
     Args:
         name: of the server.
         runner: its queue.
         keys: whom it listens to; without, to everybody.
+        site: what it can train on in federated rounds; none: it takes no part.
     """
     registry = CollectorRegistry()
     held = Gauge("gmel_server_tasks", "Tasks here.", registry=registry)
@@ -141,6 +146,7 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None) -> Starlette
             Route("/v1/run", run, methods=["POST"]),
             Route("/v1/run/{id}", cancel, methods=["DELETE"]),
             Route("/v1/state", state),
+            *round_routes(name, keys, site),
             Route("/healthz", healthy),
             Route("/readyz", ready),
             Route("/metrics", metrics),

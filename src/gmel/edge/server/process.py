@@ -15,7 +15,7 @@ from gmel.edge.plant import Plant
 from gmel.edge.server.app import server_app
 from gmel.edge.server.reporting import Reporting
 from gmel.edge.server.runner import Runner
-from gmel.edge.server.work import Sleeping, Source, Synthesis
+from gmel.edge.server.work import NoModels, Sleeping, Source, Synthesis
 from gmel.edge.serving import Place, check_open, listen, run, serve
 from gmel.edge.task import check_name
 from gmel.scenario.errors import InputError
@@ -29,7 +29,7 @@ class ServerOptions:
 
     Attributes:
         name: its name.
-        gateway: address of the gateway.
+        gateway: address of the gateway; empty for none: devices that decide themselves and federated rounds alone.
         models: folder of generators; none: it only takes the time that tasks would take.
         speed: work units per second; needed without generators, else an estimate that measurement corrects.
         gpus: tasks at once.
@@ -40,6 +40,7 @@ class ServerOptions:
         keys: whom it listens to.
         key: what the gateway is shown.
         verify: certificates of the gateway that are trusted.
+        site_rows: file of the rows of a site (`gmel.federation.site_file`), to take part in federated rounds.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ServerOptions:
     keys: Path | None = None
     key: str | None = None
     verify: bool | str = True
+    site_rows: Path | None = None
 
 
 def plant_at(gateway: str, key: str | None, verify: bool | str = True) -> Plant:
@@ -87,6 +89,8 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
     source: Source
     if options.models is not None:
         source = Synthesis(options.models, options.slow)
+    elif not options.gateway:
+        source = NoModels()
     else:
         plant = plant_at(options.gateway, options.key, options.verify)
         speed = options.speed or (plant.servers[options.name].speed if options.name in plant.servers else 0.0)
@@ -106,17 +110,23 @@ async def _serve(
     runner.start()
     url = None if options.pull else (options.advertise or address)
     line = Reporting(options.name, options.gateway, runner, url, options.speed, options.key, options.verify)
-    app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys))
+    site = None
+    if options.site_rows is not None:
+        from gmel.edge.rounds import Site  # noqa: PLC0415  # JAX, which other servers do without
+
+        site = Site.read(options.site_rows)
+    app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys), site)
 
     async def drain() -> None:
         await runner.drain()
         await line.delivered()
 
-    reporting = asyncio.create_task(line.keep())
+    reporting = asyncio.create_task(line.keep()) if options.gateway else None
     try:
         await serve(app, door, place, lambda: say(address), drain)
     finally:
-        reporting.cancel()
-        with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
-            await reporting
+        if reporting is not None:
+            reporting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
+                await reporting
         await runner.close()

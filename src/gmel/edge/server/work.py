@@ -18,7 +18,7 @@ from gmel.edge.plant import Plant
 from gmel.edge.task import Task, check_name
 from gmel.scenario.errors import InputError
 
-__all__ = ["CancelledError", "Loaded", "Product", "Sleeping", "Source", "Synthesis"]
+__all__ = ["CancelledError", "Loaded", "NoModels", "Product", "Sleeping", "Source", "Synthesis"]
 
 PORTION = 4
 """Photos that are drawn together."""
@@ -120,6 +120,16 @@ class _Generator:
                 raise CancelledError
             tell(len(photos) / task.images)
         return Product(packed(photos, task), "application/zip")
+
+
+class NoModels:
+    """Nothing to run: a server for federated rounds alone."""
+
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def load(self, name: str) -> Loaded:
+        raise InputError(f"model {name!r}: not here; this server has none")
 
 
 class Sleeping:

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from gmel.scenario.errors import InputError
 from gmel.synthesis.photo import GOOD, Floats
 
-__all__ = ["LinearDetector", "Scaling", "alarm_threshold", "fit_temperature", "softmax", "two_ways"]
+__all__ = ["LinearDetector", "Scaling", "alarm_threshold", "balanced", "fit_temperature", "softmax", "two_ways"]
 
 Doubles = NDArray[np.float64]
 
@@ -127,7 +127,7 @@ class LinearDetector:
         with warnings.catch_warnings():
             # A penalised fit stopped at the last steps is as good for what follows.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(scaling(features), names, _balanced(names, weights))
+            model.fit(scaling(features), names, balanced(names, weights))
         slopes, bias = np.asarray(model.coef_, np.float32), np.asarray(model.intercept_, np.float32)
         if len(found) == 2:
             # scikit-learn keeps one row for two classes: that of the second; the first is the zero.
@@ -162,12 +162,16 @@ class LinearDetector:
         """
         return replace(self, temperature=fit_temperature(logits, [self.classes.index(label) for label in labels]))
 
+    def tempered(self, temperature: float) -> Self:
+        """With another temperature."""
+        return replace(self, temperature=temperature)
+
     def alarming(self, good_features: Floats, false_alarms: float) -> Self:
         """With the threshold that keeps the rate of false alarms, from good parts held out of the training."""
         return replace(self, threshold=alarm_threshold(self.defect_probability(good_features), false_alarms))
 
 
-def _balanced(names: NDArray[np.str_], weights: Doubles | None) -> Doubles:
+def balanced(names: NDArray[np.str_], weights: Doubles | None) -> Doubles:
     """Weights that sum to the same for each class, one on average."""
     given = np.ones(names.size) if weights is None else weights
     _, kind = np.unique(names, return_inverse=True)

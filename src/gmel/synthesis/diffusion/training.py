@@ -40,6 +40,7 @@ class Training:
         batch: windows of an update.
         rate: highest learning rate, after a warm-up of a twentieth of the steps; it falls to 0 along a cosine.
         decay: of the moving average of the weights, which is what is kept.
+        weight_decay: of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); 0 is Adam.
         probe_every: updates between two looks at the loss of the average on the probe (the same windows and noise each
             time); the best average is kept. 0 for never: the last is kept.
         checkpoint: where the training is written every `checkpoint_every_s` seconds and when it is interrupted.
@@ -56,6 +57,7 @@ class Training:
     checkpoint: Path | None = None
     checkpoint_every_s: float = 20.0
     facts: dict[str, str] = field(default_factory=dict[str, str])
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def train(
     """
     marks = eqx.is_inexact_array if trained is None else trained(model)
     moving, still = eqx.partition(model, marks)
-    pace = _Pace(training.steps, training.rate, training.clip, training.decay)
+    pace = _Pace(training.steps, training.rate, training.clip, training.decay, training.weight_decay)
     key = jax.random.key(seed)
     infinite, zero = jnp.asarray(math.inf), jnp.zeros((), jnp.int32)
     log = jnp.full((training.steps,), jnp.nan)
@@ -177,11 +179,16 @@ class _Pace:
     rate: float
     clip: float
     decay: float
+    weight_decay: float = 0.0
 
     def optimiser(self) -> optax.GradientTransformation:
         warm = min(max(self.steps // 20, 1), max(self.steps - 1, 1))
         rate = optax.warmup_cosine_decay_schedule(0.0, self.rate, warm, max(self.steps, warm + 1))
-        return optax.chain(optax.clip_by_global_norm(self.clip), optax.adam(rate, b2=0.99))
+        adam = optax.adamw(rate, b2=0.99, weight_decay=self.weight_decay)
+        # Without decay the state keeps the structure that checkpoints of plain Adam have.
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip), adam if self.weight_decay else optax.adam(rate, b2=0.99)
+        )
 
 
 @eqx.filter_jit

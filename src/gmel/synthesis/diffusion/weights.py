@@ -21,8 +21,14 @@ def named_weights(model: eqx.Module, prefix: str) -> Arrays:
     return {prefix + jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in leaves}
 
 
-def with_weights(template: Model, arrays: Arrays, prefix: str) -> Model:
+def with_weights(template: Model, arrays: Arrays, prefix: str, remedy: str = "; fit the generator anew") -> Model:
     """The module with other weights.
+
+    Args:
+        template: has the structure and the shapes.
+        arrays: as `named_weights` gives them.
+        prefix: of their names.
+        remedy: end of the message where they do not fit; empty where the caller says what to do.
 
     Raises:
         InputError: an array is missing, has another shape or type, or holds something that is no number.
@@ -34,9 +40,9 @@ def with_weights(template: Model, arrays: Arrays, prefix: str) -> Model:
         array = arrays.get(name)
         if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
             has = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
-            raise InputError(f"array {name} is {has}, must be {leaf.dtype}{list(leaf.shape)}; fit the generator anew")
+            raise InputError(f"array {name} is {has}, must be {leaf.dtype}{list(leaf.shape)}{remedy}")
         if not np.isfinite(array).all():
-            raise InputError(f"array {name} holds values that are no numbers; fit the generator anew")
+            raise InputError(f"array {name} holds values that are no numbers{remedy}")
         found.append(jnp.asarray(array))
     weights = jax.tree_util.tree_unflatten(structure, found)
     return eqx.combine(weights, template)
