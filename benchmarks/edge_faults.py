@@ -1,6 +1,6 @@
 """Breaks a live plant on this machine again and again under load, and prints what that costs.
 
-    python -m benchmarks.edge_faults [--tasks N] [--server-kills N] [--gateway-kills N] [--stalls N] [--seed N] [--out FILE]
+    python -m benchmarks.edge_faults [--tasks N] [--server-kills N] [--gateway-kills N] [--stalls N] [--out FILE]
 
 The plant is that of the tests (`tests/edge_chaos.py`): a gateway, four servers that are pushed to and one that fetches,
 tasks that only take their time, clients that submit an id until it is acknowledged.

@@ -63,6 +63,9 @@ def task(task_id: str = "a", **more: Any) -> Task:
 class FakeEngine:
     """Servers that do what a test says: `behave[name]` is awaited for each task; without, a task is done at once."""
 
+    servers: tuple[str, ...] = ()
+    """That it would have to ask for their heartbeats."""
+
     def __init__(self) -> None:
         self.behave: dict[str, Callable[[Task, Told], Awaitable[Answer]]] = {}
         self.submitted: list[tuple[str, str]] = []

@@ -181,9 +181,11 @@ def test_it_closes_while_the_disk_is_full(tmp_path: Path) -> None:
             await ledger.accept(task(f"t{number}"))
         ledger._writer.execute("PRAGMA query_only = ON")  # takes no write any more
         ledger.lease("t0", "x", 1, 0.0)
+        threads.append(ledger._thread)
 
+    threads: list[threading.Thread] = []
     with_ledger(tmp_path / "l", fill)
-    assert not [thread for thread in threading.enumerate() if thread.name == "ledger"]
+    assert not threads[0].is_alive()
 
 
 def test_a_change_that_fails_by_itself_stops_nobody(tmp_path: Path) -> None:
