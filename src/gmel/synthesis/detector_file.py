@@ -254,6 +254,8 @@ def load_detector(path: Path, encoder: Path | None = None) -> Detector:
             if len({memory.patches.shape[1:], memory.mean.shape, memory.deviation.shape}) > 1:
                 raise ValueError("memory has wrong shapes")
         return Detector(heads, extractor, memory, float(facts["strange"]))
+    except InputError:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: corrupt or no detector ({error}); train the detector anew") from error
 
@@ -291,7 +293,10 @@ def _head(part: str, facts: dict[str, Any], arrays: dict[str, Any], extractor: E
         raise ValueError(f"{part} has other classes, or temperature {temperature}")
     if isinstance(extractor, PictureExtractor):
         size = CnnSize(extractor.side, extractor.channels, len(classes))
-        network = with_weights(Cnn(size, jax.random.key(0)), arrays, f"{part}.", remedy="")
+        try:
+            network = with_weights(Cnn(size, jax.random.key(0)), arrays, f"{part}.", remedy="")
+        except InputError as error:  # which knows no file
+            raise ValueError(str(error)) from error
         return CnnDetector(classes, network, temperature)
     weights, bias = arrays[f"{part}.weights"], arrays[f"{part}.bias"]
     scaling = Scaling(arrays[f"{part}.mean"], arrays[f"{part}.deviation"], arrays.get(f"{part}.whitening"))
