@@ -81,7 +81,7 @@ async def _both(
     broken = asyncio.create_task(asyncio.to_thread(_break, live, client, done, rng, wanted))
     sent = 0
     while True:
-        more = [f"task-{number:06d}" for number in range(sent, sent + 1000)]
+        more = [f"task-{number:06d}" for number in range(sent, sent + min(done.tasks, 1000))]
         sent += len(more)
         await client.run(more, together, most_s=600.0)
         if broken.done():

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 from tests.edge_gateways import Inside, gateway_of
 from tests.edge_plants import ran, task, until
 
@@ -311,6 +312,20 @@ def test_who_watches_sees_what_happens(tmp_path: Path) -> None:
             for _ in range(100):
                 inside.gateway.watch()
             assert (await inside.client.get("/v1/events")).status_code == 429
+
+    ran(steps())
+
+
+def test_who_watches_and_leaves_at_once_is_forgotten(tmp_path: Path) -> None:
+    """Else a hundred pages that were opened and closed would lock the operator out."""
+
+    async def steps() -> None:
+        async with gateway_of(tmp_path, "a") as inside:
+            route = next(each for each in inside.app.routes if getattr(each, "path", "") == "/v1/events")
+            for _ in range(150):  # an answer that is never read from: its reader left before the first line
+                request = Request({"type": "http", "headers": []})
+                assert (await route.endpoint(request)).status_code == 200  # type: ignore[attr-defined]
+            assert inside.gateway._watchers == set()
 
     ran(steps())
 

@@ -218,7 +218,7 @@ def test_after_the_end_nobody_waits(tmp_path: Path) -> None:
 
 
 def test_threads_read_what_they_asked_for(tmp_path: Path) -> None:
-    """One connection for several threads binds the values of one to the question of another."""
+    """Each has a connection of its own: none waits for the question of another, or gets its answer."""
 
     async def read(ledger: Ledger) -> None:
         for number in range(8):

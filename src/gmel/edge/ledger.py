@@ -140,7 +140,7 @@ class Ledger:
         except BaseException:
             self._lock.close()
             raise
-        # One for each thread that reads: two that share one could bind each other's values.
+        # One for each thread that reads, so that the loop does not wait for a long answer of another.
         self._mine = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._closed = False
