@@ -335,6 +335,8 @@ def _small_plants() -> dict[str, Data]:
     data["weights"]["devices"]["band_weights"] = [0.5, 2.0]
     data["weights"]["tasks"]["cpu_weights"] = [1.0, 4.0]
     data["crowded"]["devices"]["power_options_dbm"] = [10.0, 20.0]
+    places = range(data["crowded"]["devices"]["count"])
+    data["crowded"]["devices"]["positions_m"] = [[10.0 * place, 5.0] for place in places]
     data["crowded"]["servers"][2] |= {"cell": False, "backhaul_bps": 1e8, "backhaul_delay_s": 0.02}
     return data
 
@@ -369,8 +371,8 @@ def _reach(draw: Draw, data: Data, path: tuple[str, ...]) -> tuple[Any, Any] | N
     return None
 
 
-def _extremes(annotation: Any, metadata: tuple[Any, ...]) -> st.SearchStrategy[Any] | None:
-    """Numbers at the ends of what their bounds allow; None for what holds none."""
+def _extremes(annotation: Any, metadata: tuple[Any, ...], now: Any = ABSENT) -> st.SearchStrategy[Any] | None:
+    """Numbers at the ends of what their bounds allow, of a list as many as there are now; None for what holds none."""
     annotation, metadata, _ = _plain(annotation, metadata)
     if annotation is int:
         return st.sampled_from(_whole_ends(metadata))
@@ -383,7 +385,8 @@ def _extremes(annotation: Any, metadata: tuple[Any, ...]) -> st.SearchStrategy[A
     if len(entries) != len(inner):
         return None
     if get_origin(annotation) is list or Ellipsis in get_args(annotation):
-        return st.lists(entries[0], min_size=1, max_size=2)
+        least, most = (len(now), len(now)) if isinstance(now, list) and now else (1, 2)
+        return st.lists(entries[0], min_size=least, max_size=most)
     return st.tuples(*entries).map(sorted)
 
 
@@ -457,8 +460,15 @@ def with_value(place: Place, value: Any) -> st.SearchStrategy[Data]:
 
 def at_its_bound(place: Place) -> st.SearchStrategy[Data] | None:
     """Data with one number at an end of what its bounds allow; None for a place that holds no number."""
-    numbers = _extremes(place.annotation, place.metadata)
-    return None if numbers is None else _some_data(place).flatmap(lambda data: _changed(data, place, lambda _: numbers))
+    if _extremes(place.annotation, place.metadata) is None:
+        return None
+
+    def source(now: Any) -> st.SearchStrategy[Any]:
+        numbers = _extremes(place.annotation, place.metadata, now)
+        assert numbers is not None
+        return numbers
+
+    return _some_data(place).flatmap(lambda data: _changed(data, place, source))
 
 
 @st.composite

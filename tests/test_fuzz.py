@@ -55,7 +55,6 @@ SPREADS = [place for place in PLACES if kind_of(place) is Spread]
 NEVER_AT_A_BOUND = {
     "tasks.work.low": "above 0, and not above high",
     "tasks.deadline_s.low": "above 0, and not above high",
-    "servers[].services[].base": "one number for each model, the example has at most two",
 }
 """Numbers whose bounds alone do not make a scenario; of all others one end at least is built."""
 

@@ -162,17 +162,18 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(
     with pytest.raises(InputError, match="exists and is not an empty folder; choose another place"):
         write_dataset(drawn, tmp_path / "mine")
     saved: list[str] = []
-    whole = Image.Image.save
+    whole = Path.write_bytes
 
-    def full(image: Image.Image, path: Path) -> None:
+    def full(path: Path, data: bytes) -> int:
         saved.append(str(path))
         if len(saved) > 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(image, path)
+        return whole(path, data)
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"out: cannot be written \(No space left on device\); make room"):
         write_dataset(drawn, tmp_path / "out")
+    assert len(saved) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
