@@ -223,6 +223,7 @@ def test_recent_counts_what_the_devices_of_a_cell_asked_for_in_the_last_long_slo
     assert seen > 100
 
 
+@pytest.mark.slow
 def test_a_choice_from_outside_counts_where_it_is_due_and_is_cut_to_the_memory() -> None:
     everything = np.ones((3, MODELS), bool)
     some = np.zeros((3, MODELS), bool)
@@ -288,6 +289,7 @@ def zipf(policy: str | None) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in metrics_of(measured).items()}
 
 
+@pytest.mark.slow
 def test_on_a_long_catalogue_spreading_loads_less_than_the_same_everywhere() -> None:
     popular, spread = zipf("popular"), zipf("spread")
     assert spread["switches_per_offloaded_task"] < 0.02

@@ -20,7 +20,7 @@ from gmel.scenario.files import replace_file
 from gmel.scenario.load import parse_scenario, to_toml
 from small_plants import plant_text
 
-SMALL = ["--updates", "4", "--episodes", "2", "--slots", "40", "--tuning", "1"]
+SMALL = ["--updates", "4", "--episodes", "2", "--slots", "40", "--tuning", "1", "--set", "environments=16"]
 
 
 @pytest.fixture

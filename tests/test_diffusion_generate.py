@@ -111,6 +111,7 @@ def test_state_with_wrong_arrays_is_refused(generator: Generate) -> None:
             Generate.from_state(arrays, {key: value for key, value in facts.items() if key != missing})
 
 
+@pytest.mark.slow
 def test_shams_are_good_parts_drawn_over_like_defects(generator: Generate) -> None:
     shams = generator.sham(4, 1)
     assert [photo.label for photo in shams] == [GOOD] * 4

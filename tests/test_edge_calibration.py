@@ -94,6 +94,7 @@ def test_the_replay_gives_what_was_measured_and_notices_when_it_would_not(tmp_pa
     assert calibrate(columns_of(records, tmp_path), load_scenario("live")).replay.mean_error < -0.05
 
 
+@pytest.mark.slow
 def test_work_by_steps(tmp_path: Path) -> None:
     found = calibrate(columns_of(run_of(800, 3, step_work=0.01), tmp_path), load_scenario("live"))
     assert found.step_work["compose"] == pytest.approx(0.01, rel=0.1)

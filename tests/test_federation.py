@@ -399,6 +399,7 @@ def test_the_experiment_from_photos_to_the_table() -> None:
     assert len([line for line in lines(found) if line.startswith("| ")]) == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_one_generator_in_rounds_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "_PER_CLASS", 60)
     small = GeneratorPlan(rounds=6, local_steps=60, hidden=24)

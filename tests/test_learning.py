@@ -328,7 +328,7 @@ def test_communicating_rows_are_equivariant_hear_the_present_and_nobody_else(see
     assert np.abs(heard).max() > 1e-4
 
 
-@pytest.mark.parametrize("communicating", [False, True])
+@pytest.mark.parametrize("communicating", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_actor_is_independent_of_the_batch_and_of_the_size_of_the_plant(communicating: bool) -> None:
     network, seen = actor(communicating), situation(7, batch=6)
     for index in range(6):
@@ -444,7 +444,7 @@ def test_entropy_by_hand_and_its_gradient_with_masked_options() -> None:
     assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(entropy(x)))(logits)))
 
 
-@pytest.mark.parametrize("communicating", [False, True])
+@pytest.mark.parametrize("communicating", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_are_finite_with_masked_rows_and_options(communicating: bool) -> None:
     seen = situation(3)
     empty = seen._replace(

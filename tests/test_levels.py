@@ -284,6 +284,7 @@ def test_pictures_of_agents_show_places_in_whatever_manner() -> None:
     assert sum(sent.values()) == sent["S1"] > 0
 
 
+@pytest.mark.slow
 def test_a_scheduler_sees_the_work_of_the_manner_chosen() -> None:
     """At every level of a place the seconds that were sent there are those of the options that were taken."""
     scenario = plant()

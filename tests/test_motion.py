@@ -96,6 +96,7 @@ def test_the_marginal_law_of_the_links_is_that_of_devices_that_stand() -> None:
     assert rho == pytest.approx(np.exp(-0.15), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_share_in_sight_is_its_probability() -> None:
     """Which links are in sight is told from what they lose: TR 38.901, InF-DH, Tables 7.4.1-1 and 7.4.2-1."""
     scenario = plant(WALK, devices=40, max_uploads=200)
@@ -141,6 +142,7 @@ def test_motion_does_not_depend_on_the_actions() -> None:
     np.testing.assert_array_equal(one.requests.work, other.requests.work)
 
 
+@pytest.mark.slow
 def test_correlated_fading_lasts_as_long_as_jakes_says() -> None:
     slot_s, speed = 0.005, 0.8
     radio = (

@@ -440,6 +440,7 @@ def test_the_steady_time_is_the_longest_and_of_two_the_later() -> None:
         assert run_episodes(environment, LeastExpectedDelay(), traffic, jax.random.key(0)).steady == steady
 
 
+@pytest.mark.slow
 def test_the_load_of_shorter_episodes_counts_the_servers_that_are_there() -> None:
     scenario = late_leaver(0.64)
     for slots, servers in ((300, 1.0 + 2.0 / 3.0), (200, 2.0), (250, 1.8)):

@@ -123,6 +123,7 @@ def test_amcoedge_whole_and_split() -> None:
     assert found[1][0] > 0.28
 
 
+@pytest.mark.slow
 def test_amcoedge_over_all_servers_is_as_a_plain_replay_says() -> None:
     """Its closed form on idle servers, x in proportion to 1 / (upload + service), in double precision, task by task."""
     environment = Environment.from_scenario(load_scenario("amcoedge"))

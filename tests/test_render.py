@@ -147,6 +147,7 @@ def test_backlog_is_the_work_left_per_gpu() -> None:
     np.testing.assert_allclose(backlog_s(replace(scene, shared=True), 3.0), [3.0, 1.0])
 
 
+@pytest.mark.slow
 def test_positions_are_those_the_links_were_drawn_from() -> None:
     simulated = simulate(
         small_plant(radio='model = "inf"\nhall_m = [30.0, 20.0]'), "led2", 1, ConsoleReporter(), slots=20

@@ -298,6 +298,7 @@ def test_one_at_a_time_a_device_sends() -> None:
     np.testing.assert_allclose(took_s, (size / 4e6)[early], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_device_knows_what_it_still_sends() -> None:
     slow = 'model = "fixed"\nrate_bps = 1e6\nsharing = "none"\none_at_a_time = true\ndownload = false'
     environment = Environment.from_scenario(plant(radio=slow, devices=1, arrivals="rate_per_s = 1.0", max_uploads=64))

@@ -211,6 +211,7 @@ def hosts(
 TWO = (((0.9, 0.1), (0.2, 0.8), (0.5, 0.5)), ((0.3, 0.4), (0.6, 0.0), (0.7, 0.2)))
 
 
+@pytest.mark.slow
 def test_an_overload_takes_the_tasks_of_all_services_of_the_server() -> None:
     """Three tasks of 100 steps fill a server of 300, by whatever services; the fourth crashes it, not its neighbour."""
     environment, state = opened(hosts(TWO, rows=6))

@@ -219,6 +219,7 @@ def first_level(key: jax.Array, environment: Environment) -> jax.Array:
     return jnp.zeros(environment.requests, jnp.int32)
 
 
+@pytest.mark.slow
 def test_with_equal_weights_it_is_as_without() -> None:
     choices: dict[str, Any] = {"gpus": (2, 1, 3), "arrivals": "load = 0.9", "reward": "miss = 1.0\nenergy = 0.1"}
     with jax.enable_x64(True):

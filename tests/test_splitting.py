@@ -257,6 +257,7 @@ class TestWhatDevicesAreTold:
     REWARD = "energy = 0.3\nprice = 0.5\nlatency_scale_s = 5.0\nclip = 100.0"
 
     @pytest.mark.parametrize(("age", "fresh"), [(0, False), (0, True), (1, True)])
+    @pytest.mark.slow
     def test_alone_the_expected_cost_is_what_happens(self, age: int, fresh: bool) -> None:
         """Behind queues, of which a device may have an old view when it splits: who sees them knows what follows."""
         text = plant_text(
@@ -388,6 +389,7 @@ class TestRewards:
             assert float(projected.latency_s[row]) == pytest.approx(latency_s, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_many_environments_are_as_one() -> None:
     environment, _ = opened(plant(bandwidth_hz=5e5))
     every = jax.vmap(environment.reset)(seeds(1, 3))

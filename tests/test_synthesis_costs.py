@@ -46,6 +46,7 @@ def test_qualities_of_a_power_law_give_the_law_back() -> None:
     assert near_one.limit <= 1.0
 
 
+@pytest.mark.slow
 def test_a_mode_is_measured_and_its_models_stand_in_a_scenario(tmp_path: Path) -> None:
     plan = Plan(prior=SHORT, adaptation=SHORT, size=TINY)
     shots, good = pitted_plates(2), good_plates(8)

@@ -116,6 +116,7 @@ def test_gains_are_claimed_only_where_the_draws_agree(found: Experiment) -> None
     assert "too few" in headline(having([0.02] * 9))
 
 
+@pytest.mark.slow
 def test_curves_by_samples_hold_the_table_and_are_on_the_page(plant: Dataset, tmp_path: Path) -> None:
     drawn = evaluate(plant, replace(QUICK, curves=True, per_shot=4), Silent())[0]
     for draw in drawn["draws"]:
