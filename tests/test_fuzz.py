@@ -167,18 +167,32 @@ def test_a_number_at_its_bounds_is_built_or_refused_in_one_line(place: Place) ->
     assert (counts["built"] > 0) == (str(place) not in NEVER_AT_A_BOUND), counts
 
 
+@pytest.mark.parametrize("wrong", [True, "1"], ids=["flag", "text"])
 @pytest.mark.parametrize("place", [*NUMBERS, *SPREADS], ids=str)
-def test_true_is_not_read_as_the_number_one(place: Place) -> None:
+def test_what_only_looks_like_a_number_is_none(place: Place, wrong: object) -> None:
     several = get_origin(kind_of(place)) in (list, tuple)
 
     @settings(FAST, max_examples=1)
-    @given(with_value(place, [True] if several else True))
+    @given(with_value(place, [wrong] if several else wrong))
     def run(data: dict[str, Any]) -> None:
         with pytest.raises(InputError, match="give a number") as caught:
             validate_scenario(data, "plant.toml")
         said_in_one_line(caught.value)
         field = [step for step in place.path if step != EACH][-1]
-        assert f"{field} = {'[True]' if several else 'True'}: " in str(caught.value)
+        assert f"{field} = {[wrong] if several else wrong!r}: " in str(caught.value)
+
+    run()
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if kind_of(place) is bool], ids=str)
+@pytest.mark.parametrize("wrong", [1, "yes"])
+def test_what_only_looks_like_a_flag_is_none(place: Place, wrong: object) -> None:
+    @settings(FAST, max_examples=1)
+    @given(with_value(place, wrong))
+    def run(data: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match="give true or false") as caught:
+            validate_scenario(data, "plant.toml")
+        said_in_one_line(caught.value)
 
     run()
 

@@ -45,20 +45,26 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers_are_no_flags(cls, value: Any, info: ValidationInfo) -> Any:
-        # Pydantic would read true as 1.
-        if _has_flag(value) and _asks_number(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("give a number, not true or false")
+    def _values_are_what_they_look_like(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic would read true and "1" as 1, and "yes" as true.
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if _asks(annotation, int, float):
+            if _has(value, bool):
+                raise ValueError("give a number, not true or false")
+            if _has(value, str) and not _asks(annotation, str):
+                raise ValueError("give a number, without quotes")
+        elif _asks(annotation, bool) and value is not None and not isinstance(value, bool):
+            raise ValueError("give true or false")
         return value
 
 
-def _has_flag(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(_has_flag(each) for each in value))
+def _has(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) or (isinstance(value, list | tuple) and any(_has(each, kind) for each in value))
 
 
-def _asks_number(annotation: Any) -> bool:
-    """Whether a field is a number, or made of numbers; sections look at their own."""
-    return annotation in (int, float) or any(_asks_number(each) for each in get_args(annotation))
+def _asks(annotation: Any, *kinds: type) -> bool:
+    """Whether a field is of one of these types, or made of them; sections look at their own."""
+    return annotation in kinds or any(_asks(each, *kinds) for each in get_args(annotation))
 
 
 class Range(Section):
