@@ -27,6 +27,7 @@ from gmel.policies.rules import Greedy, Proportional
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.simulator.environment import Environment, seeds
+from gmel.simulator.presence import NEVER_S
 from gmel.simulator.scale import Scale
 from gmel.simulator.state import OPTION_FEATURES, TASK_FEATURES, Observation
 
@@ -378,6 +379,20 @@ def test_critics_ignore_absent_rows_and_the_batch(name: str, own_waits: bool) ->
         moved_own, moved_team = critic(rows_of(seen, order))
         same(moved_team, team)
         same(jnp.where(seen.present, own, 0.0)[:, order], jnp.where(seen.present[:, order], moved_own, 0.0))
+
+
+@pytest.mark.parametrize("name", ["attention", "option"])
+def test_a_server_that_is_away_is_as_one_that_is_very_late(name: str) -> None:
+    """And not a number of seconds that drowns all the others: see `gmel.simulator.presence.NEVER_S`."""
+    critic, seen = judge(name), situation(11)
+    column = OPTION_FEATURES.index("backlog_s")
+
+    def first_waits(wait_s: float) -> jax.Array:
+        return critic(seen._replace(options=seen.options.at[:, :, 1, column].set(wait_s)))[1]
+
+    # What enters by its logarithm still tells them apart, a little.
+    np.testing.assert_allclose(first_waits(NEVER_S), first_waits(NEVER_S / 2), atol=0.05)
+    assert not np.array_equal(first_waits(NEVER_S), first_waits(5.0))
 
 
 @pytest.mark.parametrize("name", ["attention", "option"])

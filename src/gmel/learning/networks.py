@@ -316,8 +316,8 @@ def servers_seen(
         return option(fresh, name)[..., views, 1:places]
 
     wait, speed = column("backlog_s") / scale.time_s, column("speed") * scale.time_s / scale.work
-    if own_waits:  # a server with too few GPUs for a gang never has them
-        wait = jnp.minimum(wait, _LONGEST)
+    # A server that is away, or has too few GPUs for a gang, says a time that stands for never.
+    wait = jnp.minimum(wait, _LONGEST)
     return jnp.stack([jnp.log1p(wait), wait, jnp.log(speed), jnp.log(column("gpus"))], axis=-1)
 
 
