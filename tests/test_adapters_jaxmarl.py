@@ -11,10 +11,8 @@ import optax
 import pytest
 
 from gmel.physics.random import seed_words
-from gmel.simulator.adapters import flat
 from gmel.simulator.adapters.gymnasium import GmelCentralEnv
 from gmel.simulator.adapters.jaxmarl import GmelMultiAgentEnv
-from gmel.simulator.environment import Environment
 from gmel.simulator.state import State
 from small_plants import small_plant
 from test_adapters import OPTIONS, PLANT, SEED, SLOTS, agents_env, random_actions, reset, same
@@ -125,7 +123,7 @@ def forward(weights: dict[str, jax.Array], x: jax.Array, mask: jax.Array) -> tup
 def ippo(marl: GmelMultiAgentEnv, updates: int, count: int = 32, steps: int = 16) -> np.ndarray:
     """Independent PPO with shared weights in the manner of PureJaxRL: team reward per update and environment slot."""
     optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(3e-3))
-    weights = shared_network(jax.random.key(0), flat.flat_width(Environment.from_scenario(PLANT)))
+    weights = shared_network(jax.random.key(0), marl.observation_space(marl.agents[0]).shape[0])
 
     def stacked(tree: dict[str, jax.Array]) -> jax.Array:
         return jnp.stack([tree[agent] for agent in marl.agents], axis=1)
