@@ -1,7 +1,7 @@
 """Policies that decide live, on the same real requests at the same time: a trained one beside those of load balancers.
 
     gmel run live --trace azure-conversation-2023 --load 0.7 --out runs/live-trained
-    gmel export runs/live-trained -o policies/amarl
+    gmel export runs/live-trained --out policies/amarl
     python -m benchmarks.live_policies --policies policies --trained amarl
 
 Windows of the held-out part of a trace (what `gmel run` does not train on) are replayed in real time. In each window
