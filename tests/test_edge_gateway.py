@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -551,7 +552,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> "Described":
 def test_the_description_names_every_route_and_every_field_of_a_task(described: "Described") -> None:
     assert len(described["paths"]) >= 14
     body = described["paths"]["/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == set(task().as_json())
+    assert set(body["properties"]) == {each.name for each in fields(Task)}
 
 
 @settings(

@@ -7,10 +7,12 @@ what the paper lets it see: its own task, and what each server said last, with i
 """
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -21,11 +23,11 @@ from gmel.edge.engines.http import HttpEngine
 from gmel.edge.fleet import Beat, Fleet, ServerState
 from gmel.edge.observing import expected_s, observe
 from gmel.edge.plant import Plant
-from gmel.edge.task import Task
+from gmel.edge.task import MOST_INPUT_BYTES, Task
 from gmel.policies.exported import ExportedPolicy
 from gmel.scenario.errors import InputError
 
-__all__ = ["Device", "DirectDevice", "Outcome", "Sender", "run_load"]
+__all__ = ["Device", "DirectDevice", "Outcome", "Sender", "read_photo", "run_load"]
 
 _RETRY_S = (0.1, 5.0)
 _WAIT_S = 20.0
@@ -41,6 +43,7 @@ class Outcome:
         latency_s: from the first attempt to send it to the result.
         server: who did it.
         sends: attempts to hand it over.
+        error: why it failed.
     """
 
     task: Task
@@ -48,6 +51,22 @@ class Outcome:
     latency_s: float
     server: str | None
     sends: int
+    error: str | None = None
+
+
+def read_photo(path: Path) -> bytes:
+    """The bytes of a photo to draw on; the gateway looks at what is in them.
+
+    Raises:
+        InputError: it cannot be read, or is longer than what a gateway takes.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_INPUT_BYTES:
+            raise InputError(f"{path}: {size:,} bytes, at most {MOST_INPUT_BYTES:,} are taken; save it as PNG")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the name") from error
 
 
 class Sender(Protocol):
@@ -106,11 +125,35 @@ class Device:
             if answer is not None and answer.status_code == 200:
                 said = answer.json()
                 if said["state"] not in ("accepted", "leased"):
-                    return Outcome(task, said["state"], time.monotonic() - began, said["server"], sends)
+                    latency_s = time.monotonic() - began
+                    return Outcome(task, said["state"], latency_s, said["server"], sends, said.get("error"))
             elif time.monotonic() - began > self._patience_s:
                 return Outcome(task, "given up", time.monotonic() - began, None, sends)
             else:
                 await asyncio.sleep(_RETRY_S[0])
+
+    async def upload(self, data: bytes) -> str:
+        """Brings a photo to the gateway for tasks to be drawn on; its name there. One that is there is not sent.
+
+        Raises:
+            InputError: it was refused, or nobody answered in time.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        began, pause, said = time.monotonic(), _RETRY_S[0], "no answer"
+        while True:
+            answer = await self._ask("HEAD", f"/v1/inputs/{name}")
+            if answer is not None and answer.status_code == 404:
+                answer = await self._ask("PUT", f"/v1/inputs/{name}", content=data)
+            if answer is not None and answer.status_code in (200, 201):
+                return name
+            if answer is not None:
+                said = f"{answer.status_code} {answer.text[:200]}"
+                if answer.status_code not in (404, 408, 429) and answer.status_code < 500:
+                    raise InputError(f"input {name}: {said}")
+            if time.monotonic() - began > self._patience_s:
+                raise InputError(f"input {name}: not taken in {self._patience_s:g} s ({said})")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_S[1])
 
     async def result(self, task_id: str) -> bytes:
         """What a task has made.

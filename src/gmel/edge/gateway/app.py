@@ -12,6 +12,7 @@ from gmel import __version__
 from gmel.edge.bodies import SlowError, TooLargeError
 from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.gateway import Gateway, RefusalError, Settings
+from gmel.edge.gateway.inputs import add_inputs
 from gmel.edge.gateway.operations import add_operations
 from gmel.edge.gateway.policies import add_policies
 from gmel.edge.gateway.schema import ERROR, answers
@@ -19,6 +20,7 @@ from gmel.edge.gateway.servers import add_servers
 from gmel.edge.gateway.tasks import add_tasks
 from gmel.edge.ledger import LedgerError
 from gmel.edge.plant import Plant
+from gmel.edge.store import StoreError
 from gmel.scenario.errors import InputError
 
 __all__ = ["gateway_app"]
@@ -90,7 +92,14 @@ def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None) 
         gateway.metrics.disk_errors.inc()
         return JSONResponse({"error": f"the ledger cannot be written: {error}"}, 503, {"Retry-After": "5"})
 
+    @app.exception_handler(StoreError)
+    async def no_store(request: Request, error: StoreError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        gateway.metrics.disk_errors.inc()
+        return JSONResponse({"error": str(error)}, 503, {"Retry-After": "5"})
+
     add_tasks(app, gateway)
+    add_inputs(app, gateway)
     add_servers(app, gateway)
     add_policies(app, gateway)
     add_operations(app, gateway)

@@ -19,18 +19,19 @@ from gmel.edge.engines.engine import Engine
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.engines.pull import EitherEngine, PullEngine
 from gmel.edge.fleet import Fleet
+from gmel.edge.inputs import Inputs
 from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.ledger import Entry, Ledger
 from gmel.edge.metrics import Metrics
 from gmel.edge.plant import Plant
 from gmel.edge.recent import Recent
-from gmel.edge.store import FolderStore
+from gmel.edge.store import store_at
 from gmel.edge.task import DONE, FINAL, Task, check_name
 
-__all__ = ["LEDGER", "MOST_BODY", "MOST_WAIT_S", "RESULTS", "Gateway", "RefusalError", "Settings"]
+__all__ = ["INPUTS", "LEDGER", "MOST_BODY", "MOST_WAIT_S", "RESULTS", "Gateway", "RefusalError", "Settings"]
 
-LEDGER, RESULTS = "ledger.sqlite", "results"
-"""In the folder of a gateway."""
+LEDGER, RESULTS, INPUTS = "ledger.sqlite", "results", "inputs"
+"""In the folder of a gateway; the last two, where it has a store elsewhere, there."""
 MOST_BODY = 64 * 1024
 """Bytes of a request, but for results."""
 MOST_WAIT_S = 60.0
@@ -61,6 +62,8 @@ class Settings:
         verify: certificates of servers that are trusted: false, or a file.
         seed: of rules that draw.
         lease_s: beyond what was expected of it, after which a task that does not end goes elsewhere.
+        store: URL of results and inputs (`gmel.edge.store.store_at`); none for the folder.
+        inputs_bytes: most of all inputs together.
     """
 
     folder: Path
@@ -75,6 +78,8 @@ class Settings:
     verify: bool | str = True
     seed: int = 0
     lease_s: float = 60.0
+    store: str | None = None
+    inputs_bytes: int = 4 * 2**30
 
 
 class RefusalError(Exception):
@@ -113,7 +118,8 @@ class Gateway:
         settings = self.settings
         settings.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(settings.folder / LEDGER)
-        self.store = FolderStore(settings.folder / RESULTS)
+        self.store = store_at(settings.store, settings.folder, RESULTS)
+        self.inputs = Inputs(store_at(settings.store, settings.folder, INPUTS), settings.inputs_bytes)
         push = self._engine or HttpEngine(settings.stall_s, settings.server_key, settings.verify)
         self.engine = EitherEngine(push, self.pull)
         self.dispatcher = Dispatcher(
@@ -127,7 +133,7 @@ class Gateway:
             settings.lease_s,
         )
         self.dispatcher.start()
-        looks = [self._look(), *(self._ask(name) for name in self.engine.servers)]
+        looks = [self._look(), self.inputs.keep_tidy(self._named), *(self._ask(name) for name in self.engine.servers)]
         self._looking = [asyncio.create_task(each) for each in looks]
 
     async def close(self) -> None:
@@ -138,6 +144,10 @@ class Gateway:
         await self.dispatcher.close()
         await self.engine.close()
         await self.ledger.close()
+
+    def _named(self) -> set[str]:
+        """Inputs of tasks without an end."""
+        return {job.task.input for job in self.dispatcher.jobs.values()}
 
     async def _ask(self, name: str) -> None:
         """Asks a server for its heartbeat, where it does not say it on its own."""
@@ -200,6 +210,8 @@ class Gateway:
         known = job.entry if job is not None else None
         if known is None:
             known = self._reason_against(task)
+        if known is None and task.input:
+            known = await self._without_input(task)
         if known is not None:
             return self._same(known, task.digest), False
         accepted = time.monotonic()
@@ -235,11 +247,25 @@ class Gateway:
             raise refusal
         return known
 
+    async def _without_input(self, task: Task) -> Entry | None:
+        """Turns a task away whose input is not here; or gives the entry of one that was accepted when it was."""
+        if await self.inputs.has(task.input):
+            return None
+        known = self.ledger.get(task.id)
+        if known is None:
+            raise RefusalError(400, f"input {task.input}: is not here; upload it first, PUT /v1/inputs/{task.input}")
+        return known
+
     @staticmethod
     def _same(known: Entry, digest: str) -> Entry:
         if known.digest != digest:
             raise RefusalError(409, f"id {known.task.id!r}: is the id of another task; choose a new one")
         return known
+
+    def check_rate(self, caller: Caller) -> None:
+        """Turns away who asks too often."""
+        if not self._within_rate(caller.name):
+            raise RefusalError(429, f"{caller.name}: more than {self.settings.rate_per_s:g} requests per second", 1.0)
 
     def _within_rate(self, device: str) -> bool:
         """A bucket of `burst` tokens for each device, refilled at `rate_per_s`."""

@@ -10,7 +10,7 @@ from gmel.edge.logs import structured_logs
 from gmel.edge.plant import Plant, plant_of
 from gmel.edge.recovery import recover_ledger
 from gmel.edge.serving import Place, check_open, listen, run, serve
-from gmel.edge.store import FolderStore
+from gmel.edge.store import StoreError, store_at
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 
@@ -45,8 +45,12 @@ def run_gateway(
     except OSError as error:
         raise InputError(f"{settings.folder}: cannot be made ({error.strerror}); choose another folder") from error
     ledger = settings.folder / LEDGER
+    store = store_at(settings.store, settings.folder, RESULTS)
     if recover:
-        say(f"ledger: {recover_ledger(ledger, FolderStore(settings.folder / RESULTS))}")
+        try:
+            say(f"ledger: {recover_ledger(ledger, store)}")
+        except StoreError as error:
+            raise InputError(f"--recover: {error}; nothing was changed") from error
     app = gateway_app(plant, settings, None if engine_of is None else engine_of(plant))
     check_ledger(ledger)
     door = listen(place)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["ERROR", "TASK_BODY", "answers"]
+__all__ = ["DIGEST", "ERROR", "INPUT_BODY", "TASK_BODY", "answers"]
 
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"}
 
@@ -28,7 +28,21 @@ _TASK: dict[str, Any] = {
             "additionalProperties": {"type": "number", "minimum": 1, "maximum": 1e13},
             "description": "What the device estimates of its link to servers by name.",
         },
+        "input": {
+            "type": "string",
+            "pattern": "^([0-9a-f]{64})?$",
+            "description": "SHA-256 of a photo that was uploaded before, to draw on; empty: none.",
+        },
     },
+}
+
+DIGEST = "^[0-9a-f]{64}$"
+
+INPUT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
 }
 
 TASK_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": _TASK}}}}
@@ -46,6 +60,7 @@ _MEANING = {
     200: "As asked.",
     202: "Accepted: it is on disk.",
     404: "Not here.",
+    201: "It is here now.",
     408: "The body did not come to an end.",
     409: "The id is that of another task, or the task has ended without a result.",
     410: "The result is no longer in the store.",

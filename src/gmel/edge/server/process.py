@@ -13,6 +13,7 @@ from gmel.edge.keys import Keys
 from gmel.edge.logs import structured_logs
 from gmel.edge.plant import Plant
 from gmel.edge.server.app import server_app
+from gmel.edge.server.inputs import GatewayPhotos
 from gmel.edge.server.reporting import Reporting
 from gmel.edge.server.runner import Runner
 from gmel.edge.server.work import NoModels, Sleeping, Source, Synthesis
@@ -88,7 +89,8 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
         raise InputError(f"--slow is {options.slow:g}; must be 1 or more")
     source: Source
     if options.models is not None:
-        source = Synthesis(options.models, options.slow)
+        photos = GatewayPhotos(options.gateway, options.key, options.verify) if options.gateway else None
+        source = Synthesis(options.models, options.slow, photos)
     elif not options.gateway:
         source = NoModels()
     else:

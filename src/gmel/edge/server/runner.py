@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from gmel.edge.server.inputs import AwayError
 from gmel.edge.server.work import CancelledError, Loaded, Product, Source
 from gmel.edge.task import Task
 from gmel.scenario.errors import InputError
@@ -51,7 +52,7 @@ class Run:
     def end(self) -> dict[str, Any]:
         """The last line of its story."""
         if self.gone:
-            return {"event": "gone", "error": "cancelled"}
+            return {"event": "gone", "error": self.error or "cancelled"}
         times = {
             "wait_s": self.began - self.queued,
             "switch_s": self.ready - self.began,
@@ -187,6 +188,8 @@ class Runner:
                 run.product = product
             except CancelledError:
                 run.gone = True
+            except AwayError as error:  # no fault of the task: it is to run elsewhere, or later
+                run.gone, run.error = True, str(error)
             except InputError as error:
                 run.ended, run.error = time.monotonic(), str(error)
             except MemoryError:
