@@ -103,6 +103,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self.open = True
+        self.unstored = 0
+        """Bytes of results that the store has not taken yet."""
 
     def start(self) -> None:
         """Takes up every task that has no end, then watches over servers."""
@@ -305,14 +307,8 @@ class Dispatcher:
             await self._write(job, FAILED, server=server.name, error=answer.error)
             return
         name, small = name_of(answer.data), len(answer.data) <= _SMALL
-        while not small and self.open:
-            try:
-                await asyncio.to_thread(self.store.put, answer.data)
-                break
-            except OSError as error:
-                self.metrics.disk_errors.inc()
-                self._say(job, "retried", error=f"store: {error}")
-                await asyncio.sleep(_PATIENCE_S)
+        if not small:
+            await self._store(job, answer.data)
         await self._write(
             job,
             DONE,
@@ -322,6 +318,21 @@ class Dispatcher:
             data=answer.data if small else None,
             record=self._record(job, server, answer),
         )
+
+    async def _store(self, job: Job, data: bytes) -> None:
+        """Puts a result into the store, as often as it takes: until then its task is not done."""
+        self.unstored += len(data)
+        try:
+            while self.open:
+                try:
+                    await asyncio.to_thread(self.store.put, data)
+                    return
+                except OSError as error:
+                    self.metrics.disk_errors.inc()
+                    self._say(job, "retried", error=f"store: {error}")
+                    await asyncio.sleep(_PATIENCE_S)
+        finally:
+            self.unstored -= len(data)
 
     async def _write(self, job: Job, state: str, **how: Any) -> None:
         """Writes an end until the disk has taken it: the work is done, it would be a waste to lose it."""

@@ -41,6 +41,8 @@ BEAT_S = 1.0
 _MOST_WATCHERS = 100
 _MOST_DEVICES = 100_000
 _LOOK_EVERY_S = 0.5
+_MOST_UNSTORED = 2**30
+"""Bytes of results in memory, waiting for the store, above which no more tasks are taken."""
 _COUNTING = 0.02
 """Largest share of the time that goes into counting the tasks of the ledger, however many pages are open."""
 
@@ -230,6 +232,8 @@ class Gateway:
             refusal = RefusalError(503, "no server is alive", 5.0)
         elif state == "not offered":
             refusal = RefusalError(404, f"model {task.model!r}: no server that is alive has it")
+        elif self.dispatcher.unstored > _MOST_UNSTORED:
+            refusal = RefusalError(503, "the store takes nothing, and too many results wait for it", 5.0)
         elif len(self.dispatcher.jobs) >= self.settings.most_open:
             now = time.monotonic()
             alive = [each.backlog_s(now) for each in self.fleet.servers.values() if each.alive(now)]
