@@ -105,13 +105,21 @@ def device(
     servers: Annotated[str, typer.Option(help="Decide here and send straight to servers: NAME=URL,NAME=URL.")] = "",
     policy: Annotated[Path | None, typer.Option(help="Exported policy to decide by, with --servers.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of samples and of the policy.")] = 0,
+    local_models: Annotated[
+        Path | None, typer.Option(help="Generators for tasks that the device runs itself; without: it sleeps.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="File for the records of its tasks, Parquet; with --servers.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
 ) -> None:
     """Replay the requests of a device: to a gateway, or, deciding itself, straight to servers."""
     need("edge", "httpx")
     from gmel.edge.agent import AgentOptions, run_agent  # noqa: PLC0415
 
-    options = AgentOptions(name, trace, gateway.rstrip("/"), scenario, servers, policy, own_key(), seed)
+    options = AgentOptions(
+        name, trace, gateway.rstrip("/"), scenario, servers, policy, own_key(), seed, local_models, records
+    )
     with ConsoleReporter() as reporter:
         for outcome in run_agent(options, reporter):
             fields = {"id": outcome.task.id, "state": outcome.state, "server": outcome.server}
