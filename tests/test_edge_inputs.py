@@ -1,14 +1,12 @@
 """Inputs of tasks: photos that are checked when they come, drawn on where they are wanted, and gone afterwards."""
 
 import asyncio
-import contextlib
 import io
 import json
 import os
 import threading
 import zipfile
 import zlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
+from tests.edge_apps import served
 from tests.edge_gateways import gateway_of
 from tests.edge_photos import SIDE, compose_in, name_of_photo, png
 from tests.edge_plants import plant, ran, task, until
@@ -305,17 +303,6 @@ def test_a_model_draws_on_the_photo_or_says_why_not(tmp_path: Path) -> None:
     for other in (Whole(), Unmasked()):
         with pytest.raises(InputError, match=r"compose \(whole\) draws whole photos of the class 'dot'"):
             drawn_on(other, "dot", asked, photos)  # type: ignore[arg-type]
-
-
-@contextlib.asynccontextmanager
-async def served(app: Any) -> AsyncIterator[str]:
-    """An application on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started, "it listens")
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await serving
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])

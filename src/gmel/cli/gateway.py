@@ -18,6 +18,14 @@ Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="Certificat
 CertificateKey = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, a PEM file.")]
 Trusted = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates to trust, a PEM file.")]
 
+Traced = Annotated[
+    bool,
+    typer.Option(
+        "--traces",
+        help="Send spans of tasks to an OpenTelemetry collector (extra `otel`); see OTEL_EXPORTER_OTLP_ENDPOINT.",
+    ),
+]
+
 KEY_VARIABLE = "GMEL_KEY"
 """A key on the command line would be seen by everybody on the machine."""
 
@@ -55,6 +63,7 @@ def gateway(
         str | None, typer.Option(help="Of a Ray cluster; without: a new one on this machine.")
     ] = None,
     models: Annotated[Path | None, typer.Option(help="With --engine ray: folder of generators of its actors.")] = None,
+    traces: Traced = False,
 ) -> None:
     """Take tasks of devices, decide where each runs, and lose none."""
     need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
@@ -85,7 +94,7 @@ def gateway(
     def over_ray(plant: Plant) -> Engine:
         return RayEngine(plant, models, ray_address, stall, store_at(store, folder, INPUTS))
 
-    run_gateway(scenario, place, settings, typer.echo, recover, over_ray if engine == "ray" else None)
+    run_gateway(scenario, place, settings, typer.echo, recover, over_ray if engine == "ray" else None, traces)
 
 
 def server(
@@ -113,6 +122,7 @@ def server(
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
     tls_ca: Trusted = None,
+    traces: Traced = False,
 ) -> None:
     """Run tasks for a gateway."""
     need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
@@ -133,6 +143,7 @@ def server(
         own_key(),
         True if tls_ca is None else str(tls_ca),
         site_rows,
+        traces,
     )
     place = Place(host, port, tls_cert, tls_key)
     run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))

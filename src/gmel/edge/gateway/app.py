@@ -21,23 +21,25 @@ from gmel.edge.gateway.tasks import add_tasks
 from gmel.edge.ledger import LedgerError
 from gmel.edge.plant import Plant
 from gmel.edge.store import StoreError
+from gmel.edge.traces import OFF, Traces
 from gmel.scenario.errors import InputError
 
 __all__ = ["gateway_app"]
 
 
-def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None) -> FastAPI:
+def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None, traces: Traces = OFF) -> FastAPI:
     """The application.
 
     Args:
         plant: servers and models.
         settings: see there.
         engine: how servers with an address are reached; HTTP if left out.
+        traces: where spans of tasks go.
 
     Raises:
         InputError: settings that cannot be used.
     """
-    gateway = Gateway(plant, settings, engine)
+    gateway = Gateway(plant, settings, engine, traces)
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:

@@ -27,6 +27,7 @@ from gmel.edge.plant import Plant
 from gmel.edge.recent import Recent
 from gmel.edge.store import store_at
 from gmel.edge.task import DONE, FINAL, Task, check_name
+from gmel.edge.traces import OFF, Traces
 
 __all__ = ["INPUTS", "LEDGER", "MOST_BODY", "MOST_WAIT_S", "RESULTS", "Gateway", "RefusalError", "Settings"]
 
@@ -95,7 +96,7 @@ class RefusalError(Exception):
 class Gateway:
     """What the routes share. Made before the loop runs; `open` and `close` belong to the life of the application."""
 
-    def __init__(self, plant: Plant, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(self, plant: Plant, settings: Settings, engine: Engine | None = None, traces: Traces = OFF) -> None:
         """Checks all that can be checked before the first request.
 
         Raises:
@@ -109,7 +110,7 @@ class Gateway:
         self.metrics = Metrics()
         self.recent = Recent()
         self.pull = PullEngine(settings.stall_s)
-        self._engine = engine
+        self._engine, self._traces = engine, traces
         self.began_s = time.time()
         self._watchers: set[asyncio.Queue[str]] = set()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -133,6 +134,7 @@ class Gateway:
             self.metrics,
             self.tell,
             settings.lease_s,
+            self._traces,
         )
         self.dispatcher.start()
         looks = [self._look(), self.inputs.keep_tidy(self._named), *(self._ask(name) for name in self.engine.servers)]
@@ -146,6 +148,7 @@ class Gateway:
         await self.dispatcher.close()
         await self.engine.close()
         await self.ledger.close()
+        await asyncio.to_thread(self._traces.close)
 
     def _named(self) -> set[str]:
         """Inputs of tasks without an end."""
@@ -204,8 +207,8 @@ class Gateway:
         if not self.caller(request).may("server", name):
             raise RefusalError(403, f"this is for the server {name}")
 
-    async def accept(self, task: Task, caller: Caller) -> tuple[Entry, bool]:
-        """Takes a task on, or finds it; True where it is new."""
+    async def accept(self, task: Task, caller: Caller, header: str = "") -> tuple[Entry, bool]:
+        """Takes a task on, or finds it; True where it is new. `header` is the `traceparent` of who asks."""
         if not caller.may("device", task.device):
             raise RefusalError(403, f"the key is not that of the device {task.device}")
         job = self.dispatcher.jobs.get(task.id)
@@ -217,11 +220,15 @@ class Gateway:
         if known is not None:
             return self._same(known, task.digest), False
         accepted = time.monotonic()
+        # Spans without an end are never sent: those of a task that was here already.
+        span = self._traces.begin("task", header, id=task.id, device=task.device, model=task.model)
+        accepting = self._traces.begin("accept", span)
         verdict, entry = await self.ledger.accept(task)
         if verdict != "new":
             return self._same(entry, task.digest), False
+        accepting.end()
         self.metrics.accepted.inc()
-        self.dispatcher.take(entry, accepted)
+        self.dispatcher.take(entry, accepted, span)
         return entry, True
 
     def _reason_against(self, task: Task) -> Entry | None:

@@ -29,7 +29,7 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
         caller = gateway.caller(request)
         task = read_task(await read_json(request, MOST_BODY))
         _check_wait(wait_s)
-        entry, new = await gateway.accept(task, caller)
+        entry, new = await gateway.accept(task, caller, request.headers.get("traceparent", ""))
         if wait_s > 0 and await gateway.ended(task.id, wait_s):
             ended = gateway.ledger.get(task.id)
             assert ended is not None
