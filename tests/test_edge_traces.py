@@ -180,7 +180,7 @@ def test_a_task_that_is_cancelled_or_fails_says_so(memory: Memory) -> None:
             await until(lambda run=runs[0]: run.ready > run.queued or run.over, "begun")
             for run in reversed(runs):
                 runner.cancel(run.task.id)
-            await until(lambda runs=runs: all(run.over for run in runs), "ended")
+            await until(lambda runner=runner: not runner.runs, "ended")
             await runner.close()
 
     ran(steps())
