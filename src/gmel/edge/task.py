@@ -193,6 +193,8 @@ def _links(value: object) -> dict[str, float]:
 
 def _whole(said: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
     value = said.get(name, default)
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(f"{name}: must be a whole number from {low} to {high}")
     return value

@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncGenerator
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
@@ -56,7 +57,7 @@ def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None, 
         lifespan=life,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
-        responses=dict.fromkeys((400, 401, 403), ERROR) | answers(408, 413, 503),
+        responses=dict.fromkeys((400, 401, 403), ERROR) | answers(408, 413, 422, 503),
     )
     app.state.gateway = gateway
 
@@ -72,6 +73,12 @@ def gateway_app(plant: Plant, settings: Settings, engine: Engine | None = None, 
     async def bad_input(request: Request, error: InputError) -> Response:  # pyright: ignore[reportUnusedFunction]
         del request
         return JSONResponse({"error": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(request: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        del request
+        first = error.errors()[0]
+        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"[:200]}, 422)
 
     @app.exception_handler(TooLargeError)
     async def too_large(request: Request, error: TooLargeError) -> Response:  # pyright: ignore[reportUnusedFunction]

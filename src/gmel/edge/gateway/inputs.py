@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse, Response
 
 from gmel.edge.bodies import read_bytes
 from gmel.edge.gateway.gateway import Gateway, RefusalError
-from gmel.edge.gateway.schema import INPUT_BODY, answers
+from gmel.edge.gateway.schema import INPUT_BODY, Digest, answers, gives
 from gmel.edge.inputs import FullError
 from gmel.edge.store import StoreError
 from gmel.edge.task import MOST_INPUT_BYTES, check_digest
@@ -20,8 +20,13 @@ def add_inputs(app: FastAPI, gateway: Gateway) -> None:
     """Adds the routes."""
     under_way: set[Request] = set()
 
-    @app.put("/v1/inputs/{name}", openapi_extra=INPUT_BODY, responses=answers(200, 201, 413, 429), status_code=201)
-    async def put(request: Request, name: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.put(
+        "/v1/inputs/{name}",
+        openapi_extra=INPUT_BODY,
+        responses=gives("input", 200, 201) | answers(413, 429),
+        status_code=201,
+    )
+    async def put(request: Request, name: Digest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Takes a photo under the SHA-256 of its bytes. 201 means that it is in the store; 200 that it was."""
         caller = gateway.caller(request)
         check_digest(name, "input")
@@ -47,15 +52,19 @@ def add_inputs(app: FastAPI, gateway: Gateway) -> None:
         finally:
             under_way.discard(request)
 
-    @app.head("/v1/inputs/{name}", responses=answers(200, 404))
-    async def look(request: Request, name: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.head("/v1/inputs/{name}", response_class=Response, responses={404: {"description": "Not here."}})
+    async def look(request: Request, name: Digest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Whether an input is here; it stays for another day. Whoever has it need not send it."""
         gateway.caller(request)
         found = await gateway.inputs.has(check_digest(name, "input"))
         return Response(status_code=200 if found else 404)
 
-    @app.get("/v1/inputs/{name}", responses=answers(404) | {200: {"content": {"application/octet-stream": {}}}})
-    async def get(request: Request, name: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.get(
+        "/v1/inputs/{name}",
+        response_class=Response,
+        responses=answers(404) | {200: {"content": {"application/octet-stream": {}}}},
+    )
+    async def get(request: Request, name: Digest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """The bytes of an input, for the server that works on them."""
         if gateway.caller(request).role == "device":
             raise RefusalError(403, "photos are given to servers and operators")
