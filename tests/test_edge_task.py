@@ -55,7 +55,7 @@ def test_what_is_left_out() -> None:
         ("label", "a" * 65),
         ("images", 0),
         ("images", 257),
-        ("images", 1.0),
+        ("images", 1.5),
         ("images", True),
         ("steps", 0),
         ("seed", -1),
@@ -153,3 +153,7 @@ def test_a_way_that_is_not_said_is_free() -> None:
 def test_names_that_could_lead_elsewhere(name: object) -> None:
     with pytest.raises(InputError, match=r"^what: "):
         check_name(name, "what")
+
+
+def test_whole_numbers_may_be_written_as_json_writes_others() -> None:
+    assert read_task({**GOOD, "images": 2.0, "seed": 1e3}) == read_task({**GOOD, "images": 2, "seed": 1000})

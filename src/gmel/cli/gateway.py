@@ -18,6 +18,14 @@ Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="Certificat
 CertificateKey = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, a PEM file.")]
 Trusted = Annotated[Path | None, typer.Option("--tls-ca", help="Certificates to trust, a PEM file.")]
 
+Traced = Annotated[
+    bool,
+    typer.Option(
+        "--traces",
+        help="Send spans of tasks to an OpenTelemetry collector (extra `otel`); see OTEL_EXPORTER_OTLP_ENDPOINT.",
+    ),
+]
+
 KEY_VARIABLE = "GMEL_KEY"
 """A key on the command line would be seen by everybody on the machine."""
 
@@ -39,6 +47,10 @@ def gateway(
     most_open: Annotated[int, typer.Option(min=1, help="Tasks without an end; one more is turned away.")] = 2000,
     rate: Annotated[float, typer.Option(min=0.001, help="Tasks of one device per second.")] = 1000.0,
     stall: Annotated[float, typer.Option(min=2, help="Silent seconds after which a server has stopped.")] = 5.0,
+    store: Annotated[
+        str | None,
+        typer.Option(help="URL of results and inputs, for instance s3://bucket/prefix (extra `store`); else --folder."),
+    ] = None,
     recover: Annotated[
         bool, typer.Option("--recover", help="Take back what can be read of a damaged ledger, then go on.")
     ] = False,
@@ -51,15 +63,17 @@ def gateway(
         str | None, typer.Option(help="Of a Ray cluster; without: a new one on this machine.")
     ] = None,
     models: Annotated[Path | None, typer.Option(help="With --engine ray: folder of generators of its actors.")] = None,
+    traces: Traced = False,
 ) -> None:
     """Take tasks of devices, decide where each runs, and lose none."""
     need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
     from gmel.edge.engines.engine import Engine  # noqa: PLC0415
     from gmel.edge.engines.ray import RayEngine  # noqa: PLC0415
-    from gmel.edge.gateway.gateway import Settings  # noqa: PLC0415
+    from gmel.edge.gateway.gateway import INPUTS, Settings  # noqa: PLC0415
     from gmel.edge.gateway.process import run_gateway  # noqa: PLC0415
     from gmel.edge.plant import Plant  # noqa: PLC0415
     from gmel.edge.serving import Place  # noqa: PLC0415
+    from gmel.edge.store import store_at  # noqa: PLC0415
 
     settings = Settings(
         folder,
@@ -71,15 +85,16 @@ def gateway(
         keys=keys,
         server_key=own_key(),
         verify=True if tls_ca is None else str(tls_ca),
+        store=store,
     )
     place = Place(host, port, tls_cert, tls_key)
     if engine not in ("http", "ray"):
         raise InputError(f"--engine {engine}: must be http or ray")
 
     def over_ray(plant: Plant) -> Engine:
-        return RayEngine(plant, models, ray_address, stall)
+        return RayEngine(plant, models, ray_address, stall, store_at(store, folder, INPUTS))
 
-    run_gateway(scenario, place, settings, typer.echo, recover, over_ray if engine == "ray" else None)
+    run_gateway(scenario, place, settings, typer.echo, recover, over_ray if engine == "ray" else None, traces)
 
 
 def server(
@@ -107,6 +122,7 @@ def server(
     tls_cert: Certificate = None,
     tls_key: CertificateKey = None,
     tls_ca: Trusted = None,
+    traces: Traced = False,
 ) -> None:
     """Run tasks for a gateway."""
     need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
@@ -127,6 +143,7 @@ def server(
         own_key(),
         True if tls_ca is None else str(tls_ca),
         site_rows,
+        traces,
     )
     place = Place(host, port, tls_cert, tls_key)
     run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))

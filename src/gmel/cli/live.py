@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -59,25 +59,31 @@ def submit(
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
     deadline: Annotated[float, typer.Option(help="Seconds in which the result is wanted.")] = 60.0,
     task_id: Annotated[str | None, typer.Option("--id", help="Sent again, it is the same task.")] = None,
+    on: Annotated[
+        Path | None, typer.Option("--on", help="Photo of a good part to draw on, in place of the generator's own.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the result, a .zip.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Give one task to a gateway and wait for its result."""
     need("edge", "httpx")
-    from gmel.edge.device import Device  # noqa: PLC0415
+    from gmel.edge.device import Device, read_photo  # noqa: PLC0415
     from gmel.edge.task import DONE, read_task  # noqa: PLC0415
     from gmel.scenario.errors import InputError  # noqa: PLC0415
     from gmel.scenario.files import replace_file  # noqa: PLC0415
 
     said = {"id": task_id or uuid.uuid4().hex, "device": device, "model": model, "label": label, "images": images}
     task = read_task(said | {"steps": steps, "seed": seed, "deadline_s": deadline})
+    photo = None if on is None else read_photo(on)
 
     async def ask() -> dict[str, object]:
         asker = Device(gateway.rstrip("/"), own_key(), patience_s=max(4 * deadline, 30.0))
         try:
-            outcome = await asker.run(task)
+            asked = task if photo is None else replace(task, input=await asker.upload(photo))
+            outcome = await asker.run(asked)
             if outcome.state != DONE:
-                raise InputError(f"task {task.id}: {outcome.state} after {outcome.latency_s:.1f} s")
+                why = f" ({outcome.error})" if outcome.error else ""
+                raise InputError(f"task {task.id}: {outcome.state} after {outcome.latency_s:.1f} s{why}")
             data = await asker.result(task.id)
             if out is not None:
                 replace_file(out, data)
@@ -99,13 +105,21 @@ def device(
     servers: Annotated[str, typer.Option(help="Decide here and send straight to servers: NAME=URL,NAME=URL.")] = "",
     policy: Annotated[Path | None, typer.Option(help="Exported policy to decide by, with --servers.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of samples and of the policy.")] = 0,
+    local_models: Annotated[
+        Path | None, typer.Option(help="Generators for tasks that the device runs itself; without: it sleeps.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="File for the records of its tasks, Parquet; with --servers.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
 ) -> None:
     """Replay the requests of a device: to a gateway, or, deciding itself, straight to servers."""
     need("edge", "httpx")
     from gmel.edge.agent import AgentOptions, run_agent  # noqa: PLC0415
 
-    options = AgentOptions(name, trace, gateway.rstrip("/"), scenario, servers, policy, own_key(), seed)
+    options = AgentOptions(
+        name, trace, gateway.rstrip("/"), scenario, servers, policy, own_key(), seed, local_models, records
+    )
     with ConsoleReporter() as reporter:
         for outcome in run_agent(options, reporter):
             fields = {"id": outcome.task.id, "state": outcome.state, "server": outcome.server}

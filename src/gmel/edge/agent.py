@@ -9,7 +9,9 @@ import numpy as np
 from gmel.edge.device import Device, DirectDevice, Outcome, run_load
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.load import tasks_of_trace
-from gmel.edge.plant import plant_of
+from gmel.edge.local import LocalWork
+from gmel.edge.plant import Plant, plant_of
+from gmel.edge.server.work import Synthesis
 from gmel.edge.task import Task, addresses, check_name
 from gmel.evaluation.progress import Reporter
 from gmel.policies.exported import ExportedPolicy
@@ -33,6 +35,8 @@ class AgentOptions:
         policy: folder of an exported policy to decide by.
         key: what gateway and servers are shown.
         seed: of samples and of the policy.
+        models: folder of generators for tasks that the device runs itself; none: they take their time.
+        records: file for the records of tasks that it has decided on; none for no file.
     """
 
     name: str
@@ -43,6 +47,8 @@ class AgentOptions:
     policy: Path | None
     key: str | None
     seed: int
+    models: Path | None = None
+    records: Path | None = None
 
 
 def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
@@ -54,7 +60,11 @@ def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
     check_name(options.name, "name")
     if options.policy is not None and not options.servers:
         raise InputError("--policy: a device that decides itself needs --servers NAME=URL,...")
+    for name, given in (("--local-models", options.models), ("--records", options.records)):
+        if given is not None and not options.servers:
+            raise InputError(f"{name}: a device that decides itself needs --servers NAME=URL,...")
     scenario = load_scenario(options.scenario)
+    plant = plant_of(scenario) if options.servers else None
     timed = tasks_of_trace(options.trace, scenario, (), options.seed)
     columns = read_trace(options.trace).columns
     if "device" in columns:
@@ -71,19 +81,20 @@ def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
         reporter.advance(ended, len(timed), f"{sent} tasks sent, {ended} have ended")
 
     async def replayed() -> list[Outcome]:
-        if not options.servers:
+        if plant is None:
             device = Device(options.gateway, options.key)
             try:
                 return await run_load(device, timed, told)
             finally:
                 await device.close()
         direct = DirectDevice(
-            plant_of(scenario),
+            plant,
             addresses(options.servers),
             HttpEngine(key=options.key),
             None if options.policy is None else ExportedPolicy.load(options.policy),
             rng=np.random.default_rng(options.seed),
             key=options.key,
+            local=_own_work(plant, options.models),
         )
         listening = asyncio.create_task(direct.listen())
         try:
@@ -91,8 +102,21 @@ def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
         finally:
             listening.cancel()
             await direct.close()
+            if options.records is not None:
+                from gmel.edge.records import write_records  # noqa: PLC0415  # Arrow, which other devices do without
+
+                write_records(options.records, direct.records)
 
     return asyncio.run(replayed())
+
+
+def _own_work(plant: Plant, models: Path | None) -> LocalWork | None:
+    """The device's own processor, where the scenario lets it run tasks."""
+    if not plant.local and models is None:
+        return None
+    if models is not None and not models.is_dir():
+        raise InputError(f"--local-models {models}: no such folder")
+    return LocalWork(plant, None if models is None else Synthesis(models))
 
 
 class _Straight:

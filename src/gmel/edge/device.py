@@ -3,29 +3,34 @@
 It needs numpy, httpx and, for a learned policy, onnxruntime; neither JAX nor the rest of the package.
 
 In both modes a task is sent until somebody has it: the id makes sure that it runs once. In decentralised mode it sees
-what the paper lets it see: its own task, and what each server said last, with its age.
+what the paper lets it see: its own task and queue, and what each server said last, with its age. There it may also run
+a task itself, where the scenario lets it (`gmel.edge.local`).
 """
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import numpy as np
 
+from gmel.edge.device_records import Way, record_of
 from gmel.edge.engines.engine import Answer, LostError, RefusedError
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.fleet import Beat, Fleet, ServerState
+from gmel.edge.local import LOCAL, LocalWork
 from gmel.edge.observing import expected_s, observe
 from gmel.edge.plant import Plant
-from gmel.edge.task import Task
+from gmel.edge.task import MOST_INPUT_BYTES, Task
 from gmel.policies.exported import ExportedPolicy
 from gmel.scenario.errors import InputError
 
-__all__ = ["Device", "DirectDevice", "Outcome", "Sender", "run_load"]
+__all__ = ["Device", "DirectDevice", "Outcome", "Sender", "read_photo", "run_load"]
 
 _RETRY_S = (0.1, 5.0)
 _WAIT_S = 20.0
@@ -41,6 +46,7 @@ class Outcome:
         latency_s: from the first attempt to send it to the result.
         server: who did it.
         sends: attempts to hand it over.
+        error: why it failed.
     """
 
     task: Task
@@ -48,6 +54,22 @@ class Outcome:
     latency_s: float
     server: str | None
     sends: int
+    error: str | None = None
+
+
+def read_photo(path: Path) -> bytes:
+    """The bytes of a photo to draw on; the gateway looks at what is in them.
+
+    Raises:
+        InputError: it cannot be read, or is longer than what a gateway takes.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_INPUT_BYTES:
+            raise InputError(f"{path}: {size:,} bytes, at most {MOST_INPUT_BYTES:,} are taken; save it as PNG")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the name") from error
 
 
 class Sender(Protocol):
@@ -106,11 +128,35 @@ class Device:
             if answer is not None and answer.status_code == 200:
                 said = answer.json()
                 if said["state"] not in ("accepted", "leased"):
-                    return Outcome(task, said["state"], time.monotonic() - began, said["server"], sends)
+                    latency_s = time.monotonic() - began
+                    return Outcome(task, said["state"], latency_s, said["server"], sends, said.get("error"))
             elif time.monotonic() - began > self._patience_s:
                 return Outcome(task, "given up", time.monotonic() - began, None, sends)
             else:
                 await asyncio.sleep(_RETRY_S[0])
+
+    async def upload(self, data: bytes) -> str:
+        """Brings a photo to the gateway for tasks to be drawn on; its name there. One that is there is not sent.
+
+        Raises:
+            InputError: it was refused, or nobody answered in time.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        began, pause, said = time.monotonic(), _RETRY_S[0], "no answer"
+        while True:
+            answer = await self._ask("HEAD", f"/v1/inputs/{name}")
+            if answer is not None and answer.status_code == 404:
+                answer = await self._ask("PUT", f"/v1/inputs/{name}", content=data)
+            if answer is not None and answer.status_code in (200, 201):
+                return name
+            if answer is not None:
+                said = f"{answer.status_code} {answer.text[:200]}"
+                if answer.status_code not in (404, 408, 429) and answer.status_code < 500:
+                    raise InputError(f"input {name}: {said}")
+            if time.monotonic() - began > self._patience_s:
+                raise InputError(f"input {name}: not taken in {self._patience_s:g} s ({said})")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_S[1])
 
     async def result(self, task_id: str) -> bytes:
         """What a task has made.
@@ -147,6 +193,10 @@ class DirectDevice:
         greedy: takes the best option in place of drawing one by the softmax; devices that decide at once should draw.
         rng: for the draw.
         key: what servers are shown.
+        local: its own processor; none: it runs nothing itself.
+
+    Raises:
+        InputError: a server has the name that stands for the device itself.
     """
 
     plant: Plant
@@ -157,8 +207,14 @@ class DirectDevice:
     greedy: bool = False
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     key: str | None = None
+    local: LocalWork | None = None
+    records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Of tasks that were done, in order of their end."""
 
     def __post_init__(self) -> None:
+        if LOCAL in self.urls:
+            raise InputError(f"server {LOCAL!r}: is the name of the device itself; call the server something else")
+        self._asked = not self.urls
         self.fleet = Fleet(self.plant)
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         self._client = httpx.AsyncClient(timeout=2.0, headers=headers, trust_env=False)
@@ -167,53 +223,84 @@ class DirectDevice:
         """Keeps asking all servers what they say of themselves, until it is cancelled."""
         while True:
             await asyncio.gather(*(self._news(name, url) for name, url in self.urls.items()))
+            self._asked = True
             await asyncio.sleep(self.every_s)
 
     async def run(self, task: Task, patience_s: float = 300.0) -> tuple[Outcome, Answer | None]:
-        """Decides, sends, and sends elsewhere when a server breaks."""
-        began = time.monotonic()
+        """Decides, sends, and sends elsewhere when a server breaks; or runs it itself."""
+        began, wall_s = time.monotonic(), time.time()
         avoid: list[str] = []
         sends = 0
         while time.monotonic() - began < patience_s:
             now = time.monotonic()
             servers = self.fleet.usable(task.model, now, avoid) or self.fleet.usable(task.model, now)
-            if not servers:
+            itself = self.local is not None and self.local.offers(task.model)
+            # Before all were asked for the first time it would find nobody there but itself.
+            if not servers and not (itself and self._asked):
                 avoid = []
                 await asyncio.sleep(_RETRY_S[0])
                 continue
-            server = servers[self._choose(task, servers, now, now - began)]
-            flight = self.fleet.expect(task, server)
-            server.send(flight, self.fleet.memory_of)
-            sends += 1
+            place, expected = self._choose(task, servers, itself, now, now - began)
+            arrived: list[float] = []
+            server: ServerState | None = None
             try:
-                answer = await self.engine.submit(server, task, 0, lambda event, said: None)
-                server.succeed(flight, answer.service_s)
-                state = "failed" if answer.data is None else "done"
-                return Outcome(task, state, time.monotonic() - began, server.name, sends), answer
+                if place == 0:
+                    assert self.local is not None
+                    answer, name = await self.local.run(task), LOCAL
+                else:
+                    server = servers[place - 1]
+                    flight, name = self.fleet.expect(task, server), server.name
+                    server.send(flight, self.fleet.memory_of)
+                    sends += 1
+                    answer = await self.engine.submit(
+                        server, task, 0, lambda event, said, times=arrived: times.append(time.monotonic())
+                    )
+                    server.succeed(flight, answer.service_s)
             except LostError:
+                assert server is not None
                 server.fail(time.monotonic())
                 avoid = [*avoid, server.name]
+                continue
             except RefusedError:
+                assert server is not None
                 avoid = [*avoid, server.name]
                 await asyncio.sleep(_RETRY_S[0])
+                continue
             finally:
-                server.flights.pop(task.id, None)
+                if server is not None:
+                    server.flights.pop(task.id, None)
+            ended = time.monotonic()
+            if answer.data is not None:
+                policy = "earliest-finish" if self.policy is None else "policy"
+                way = Way(began, now, arrived[0] if arrived else None, ended)
+                self.records.append(record_of(task, name, answer, way, wall_s, sends, policy, expected))
+            state = "failed" if answer.data is None else "done"
+            return Outcome(task, state, ended - began, name, sends, answer.error), answer
         return Outcome(task, "given up", time.monotonic() - began, None, sends), None
 
     async def close(self) -> None:
         """Ends all connections."""
         await self._client.aclose()
         await self.engine.close()
+        if self.local is not None:
+            await self.local.close()
 
-    def _choose(self, task: Task, servers: Sequence[ServerState], now: float, waited_s: float) -> int:
-        row, options = observe(task, servers, self.fleet, now, waited_s)
+    def _choose(
+        self, task: Task, servers: Sequence[ServerState], itself: bool, now: float, waited_s: float
+    ) -> tuple[int, float]:
+        """The option (0 for the device itself, then the servers), and the seconds expected there."""
+        own_s, pace = (0.0, 1.0) if self.local is None else (self.local.backlog_s(now), self.local.pace)
+        row, options = observe(task, servers, self.fleet, now, waited_s, own_s, pace)
         for place, server in enumerate(servers, start=1):
             options[0, place, _AGE] = max(now - server.heard, 0.0)
+        expected = expected_s(options)
         if self.policy is None:
-            return int(np.argmin(expected_s(options)[1:]))
-        mask = np.ones(options.shape[:2], np.bool_)
-        mask[:, 0] = False
-        return int(self.policy.act(row, options, mask, self.rng, self.greedy)[0]) - 1
+            best = int(np.argmin(expected if itself else expected[1:])) + (not itself)
+        else:
+            mask = np.ones(options.shape[:2], np.bool_)
+            mask[:, 0] = itself
+            best = int(self.policy.act(row, options, mask, self.rng, self.greedy)[0])
+        return best, float(expected[best])
 
     async def _news(self, name: str, url: str) -> None:
         try:

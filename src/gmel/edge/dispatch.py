@@ -22,6 +22,7 @@ from gmel.edge.ledger import Entry, Ledger, LedgerError
 from gmel.edge.metrics import Metrics
 from gmel.edge.store import Store, name_of
 from gmel.edge.task import CANCELLED, DONE, EXPIRED, FAILED, Task
+from gmel.edge.traces import CONTEXT, NOTHING, OFF, Span, Traces
 
 __all__ = ["Dispatcher", "Job", "Tell"]
 
@@ -73,6 +74,7 @@ class Job:
     over: bool = False
     """Its end is being written: nobody sends it any more."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    span: Span = NOTHING
 
     @property
     def task(self) -> Task:
@@ -92,8 +94,9 @@ class Dispatcher:
         metrics: Metrics,
         tell: Tell,
         lease_s: float = 60.0,
+        traces: Traces = OFF,
     ) -> None:
-        self._lease_s = lease_s
+        self._lease_s, self._traces = lease_s, traces
         self.ledger, self.store, self.fleet, self.decider, self.engine = ledger, store, fleet, decider, engine
         self.metrics, self._tell = metrics, tell
         self.jobs: dict[str, Job] = {}
@@ -103,17 +106,21 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self.open = True
+        self.unstored = 0
+        """Bytes of results that the store has not taken yet."""
 
     def start(self) -> None:
         """Takes up every task that has no end, then watches over servers."""
         now = time.monotonic()
         for entry in self.ledger.unfinished():
-            self.take(entry, now)
+            task = entry.task
+            span = self._traces.begin("task", id=task.id, device=task.device, model=task.model, again=True)
+            self.take(entry, now, span)
         self._sweeper = asyncio.create_task(self._sweep())
 
-    def take(self, entry: Entry, accepted: float) -> Job:
+    def take(self, entry: Entry, accepted: float, span: Span = NOTHING) -> Job:
         """A task that was accepted: decides on it and sends it."""
-        job = Job(entry, accepted, entry.attempt)
+        job = Job(entry, accepted, entry.attempt, span=span)
         self.jobs[entry.task.id] = job
         self._place(job)
         return job
@@ -178,9 +185,12 @@ class Dispatcher:
         self._pump(decision.server)
 
     def _decide(self, job: Job, now: float) -> Decision | None:
-        began = time.perf_counter()
+        began, span = time.perf_counter(), self._traces.begin("decide", job.span)
         try:
-            return self.decider.decide(job.task, now, now - job.accepted, job.avoid)
+            decision = self.decider.decide(job.task, now, now - job.accepted, job.avoid)
+            if decision is not None:
+                span.end(server=decision.server.name, policy=decision.policy, expected_s=decision.expected_s)
+            return decision
         except Exception:  # a task that waits is better than one that is nowhere
             _log.exception("task %s: no decision", job.task.id)
             return None
@@ -250,15 +260,26 @@ class Dispatcher:
         job.sent, job.arrived = time.monotonic(), None
         lease_s = self._lease(job, server)
         self.ledger.lease(job.task.id, server.name, job.attempt, time.time() + lease_s)
+        span = self._traces.begin("dispatch", job.span, server=server.name, attempt=job.attempt)
+        CONTEXT.set(span.header)  # of this attempt alone: it is an asyncio task of its own
+        trouble: str | None = "broken off"
         try:
             async with asyncio.timeout(lease_s):
-                return await self.engine.submit(
+                answer = await self.engine.submit(
                     server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
                 )
+            trouble = answer.error
+            return answer
+        except (LostError, RefusedError) as error:
+            trouble = str(error)
+            raise
         except TimeoutError as error:
             with contextlib.suppress(Exception):
                 await self.engine.cancel(server, job.task.id)  # it may work on it still, for nobody
-            raise LostError(f"{server.name}: no end after {lease_s:.0f} s") from error
+            trouble = f"{server.name}: no end after {lease_s:.0f} s"
+            raise LostError(trouble) from error
+        finally:
+            span.end(trouble)
 
     def _lease(self, job: Job, server: ServerState) -> float:
         """Seconds after which a server that still speaks but does not come to an end is given up."""
@@ -305,14 +326,9 @@ class Dispatcher:
             await self._write(job, FAILED, server=server.name, error=answer.error)
             return
         name, small = name_of(answer.data), len(answer.data) <= _SMALL
-        while not small and self.open:
-            try:
-                await asyncio.to_thread(self.store.put, answer.data)
-                break
-            except OSError as error:
-                self.metrics.disk_errors.inc()
-                self._say(job, "retried", error=f"store: {error}")
-                await asyncio.sleep(_PATIENCE_S)
+        span = self._traces.begin("store", job.span, bytes=len(answer.data))
+        if not small:
+            await self._store(job, answer.data)
         await self._write(
             job,
             DONE,
@@ -322,6 +338,22 @@ class Dispatcher:
             data=answer.data if small else None,
             record=self._record(job, server, answer),
         )
+        span.end()
+
+    async def _store(self, job: Job, data: bytes) -> None:
+        """Puts a result into the store, as often as it takes: until then its task is not done."""
+        self.unstored += len(data)
+        try:
+            while self.open:
+                try:
+                    await asyncio.to_thread(self.store.put, data)
+                    return
+                except OSError as error:
+                    self.metrics.disk_errors.inc()
+                    self._say(job, "retried", error=f"store: {error}")
+                    await asyncio.sleep(_PATIENCE_S)
+        finally:
+            self.unstored -= len(data)
 
     async def _write(self, job: Job, state: str, **how: Any) -> None:
         """Writes an end until the disk has taken it: the work is done, it would be a waste to lose it."""
@@ -344,6 +376,7 @@ class Dispatcher:
         job.stage = state
         job.ended.set()
         latency_s = time.monotonic() - job.accepted
+        job.span.end(None if state == DONE else state, state=state, attempts=job.attempt)
         self.metrics.ended.labels(state).inc()
         if state == DONE:
             self.metrics.latency_s.observe(latency_s)

@@ -23,7 +23,13 @@ Floats = NDArray[np.float32]
 
 
 def observe(
-    task: Task, servers: Sequence[ServerState], fleet: Fleet, now: float, waited_s: float
+    task: Task,
+    servers: Sequence[ServerState],
+    fleet: Fleet,
+    now: float,
+    waited_s: float,
+    own_backlog_s: float = 0.0,
+    own_pace: float = 1.0,
 ) -> tuple[Floats, Floats]:
     """One task before its options.
 
@@ -33,6 +39,8 @@ def observe(
         fleet: what models cost.
         now: of the monotonic clock.
         waited_s: seconds since it was accepted.
+        own_backlog_s: seconds until the processor of the device is free.
+        own_pace: what tasks take there, measured over expected.
 
     Returns:
         `task` [1, 6] and `options` [1, 1 + servers, 11]. Option 0 is the device itself, which a gateway cannot choose.
@@ -45,10 +53,12 @@ def observe(
     row[0, _TASKS["deadline_s"]] = task.deadline_s - waited_s
     row[0, _TASKS["waited_s"]] = waited_s
     row[0, _TASKS["own_requests"]] = 1.0
+    row[0, _TASKS["own_backlog_s"]] = own_backlog_s
     options = np.zeros((1, 1 + len(servers), len(_OPTIONS)), np.float32)
-    device_speed = max(fleet.plant.device_speed, _LEAST_SPEED)
+    device_speed = max(fleet.plant.device_speed / own_pace, _LEAST_SPEED)
     options[0, 0, [_OPTIONS["local"], _OPTIONS["gpus"]]] = 1.0
     options[0, 0, _OPTIONS["speed"]] = device_speed
+    options[0, 0, [_OPTIONS["backlog_s"], _OPTIONS["previous_s"]]] = own_backlog_s
     options[0, 0, _OPTIONS["service_s"]] = work / device_speed
     for place, server in enumerate(servers, start=1):
         flight = fleet.expect(task, server)

@@ -61,6 +61,10 @@ class Plant:
     device_positions_m: tuple[tuple[float, float], ...] | None
     servers: Mapping[str, Server]
     models: Mapping[str, Model]
+    local: bool = False
+    """Whether devices may run tasks themselves."""
+    device_memory_gb: float = 0.0
+    """For models on a device; 0 for any."""
 
     def as_json(self) -> dict[str, Any]:
         """For a body."""
@@ -128,4 +132,6 @@ def plant_of(scenario: "Scenario") -> Plant:
         device_positions_m=None if places is None else tuple(places),
         servers=servers,
         models=models,
+        local=scenario.devices.local,
+        device_memory_gb=scenario.devices.memory_gb,
     )

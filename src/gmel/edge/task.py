@@ -21,9 +21,12 @@ __all__ = [
     "FAILED",
     "FINAL",
     "LEASED",
+    "MOST_INPUT_BYTES",
+    "MOST_INPUT_PIXELS",
     "STATES",
     "Task",
     "addresses",
+    "check_digest",
     "check_name",
     "read_task",
 ]
@@ -36,6 +39,13 @@ STATES = (ACCEPTED, LEASED, DONE, FAILED, EXPIRED, CANCELLED)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 """Of ids, devices, models and servers: none is `.` or `..`, none holds a slash, so each may be part of an address."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+MOST_INPUT_BYTES = 32 * 2**20
+"""Of a photo that a task is drawn on."""
+MOST_INPUT_PIXELS = 25_000_000
+"""Of the same: a large inspection camera. It is unpacked at the gateway, and at each server that draws on it."""
 
 _MOST_IMAGES = 256
 _MOST_STEPS = 1000
@@ -58,6 +68,7 @@ class Task:
         expire: whether it is worth nothing after the deadline: then it is not begun any more.
         size_bit: bits that go up to the server.
         links_bps: what the device estimates of its link to servers by name; where none is said, the way is free.
+        input: name of a photo at the gateway (its SHA-256) to draw on; empty for none.
     """
 
     id: str
@@ -71,10 +82,15 @@ class Task:
     expire: bool = False
     size_bit: float = 0.0
     links_bps: Mapping[str, float] = field(default_factory=dict[str, float])
+    input: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Every field, for a body or the ledger."""
-        return asdict(self)
+        """Every field, for a body or the ledger; `input` only where there is one, so that the digests of tasks in older
+        ledgers stay what they are."""
+        fields = asdict(self)
+        if not self.input:
+            del fields["input"]
+        return fields
 
     @property
     def digest(self) -> str:
@@ -97,6 +113,17 @@ def check_name(value: object, what: str) -> str:
         raise InputError(
             f"{what}: must be 1 to 64 letters, digits, '.', '_', '+' or '-', beginning with one of the first"
         )
+    return value
+
+
+def check_digest(value: object, what: str) -> str:
+    """The name of an input: the SHA-256 of its bytes.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise InputError(f"{what}: must be a SHA-256, 64 hexadecimal digits in lower case")
     return value
 
 
@@ -150,6 +177,7 @@ def read_task(content: object) -> Task:
         expire=_flag(said, "expire"),
         size_bit=_number(said, "size_bit", 0.0, 0.0, 1e13),
         links_bps=_links(said.get("links_bps", {})),
+        input=check_digest(said["input"], "input") if said.get("input", "") != "" else "",
     )
 
 
@@ -165,6 +193,8 @@ def _links(value: object) -> dict[str, float]:
 
 def _whole(said: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
     value = said.get(name, default)
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(f"{name}: must be a whole number from {low} to {high}")
     return value

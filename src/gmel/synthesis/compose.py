@@ -125,6 +125,14 @@ class Compose:
     def labels(self) -> tuple[str, ...]:
         return labels_of(self.shots)
 
+    def on(self, good: Sequence[Photo]) -> Self:
+        """The generator with these good parts to draw on in place of its own."""
+        return type(self)(self.shots, good)
+
+    def draws_on_good(self, label: str) -> bool:
+        """Always: this is what it does."""
+        return label in self.labels
+
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
         """`count` good parts, each with a defect of the class; of the site that it comes from, where that has some.
 

@@ -29,6 +29,7 @@ __all__ = [
     "CostLaw",
     "Generator",
     "Means",
+    "OnGood",
     "Shamming",
     "load_generator",
     "save_generator",
@@ -101,6 +102,19 @@ class Shamming(Protocol):
 
     def sham(self, count: int, seed: int) -> list[Photo]:
         """`count` photos labelled as good parts; a detector that sees them cannot take the traces for the defect."""
+        ...
+
+
+@runtime_checkable
+class OnGood(Protocol):
+    """A mode that draws defects on good parts, also on those that it is given later."""
+
+    def on(self, good: Sequence[Photo]) -> "Generator":
+        """The generator with good parts to draw on: another site's, or those that a saved generator does not hold."""
+        ...
+
+    def draws_on_good(self, label: str) -> bool:
+        """Whether defects of a class are drawn on good parts; others come as whole photos."""
         ...
 
 

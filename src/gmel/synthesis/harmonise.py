@@ -109,6 +109,10 @@ class Harmonise(Compose):
         means.forget()
         return cls(composed.shots, composed.good, prior, Sensor.fit(good))
 
+    def on(self, good: Sequence[Photo]) -> Self:
+        """The generator with these good parts to draw on in place of its own; the prior stays that of its own."""
+        return type(self)(self.shots, good, self.prior, self.sensor)
+
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
         """`count` good parts, each with a defect of the class.
 

@@ -125,6 +125,10 @@ class Diffusers:
         """The generator with good parts to draw on: another site's, or those that a saved generator does not hold."""
         return replace(self, scenes=replace(self.scenes, good=tuple(good)))
 
+    def draws_on_good(self, label: str) -> bool:
+        """Whether defects of a class are drawn on good parts: where it was learned with masks, beside good parts."""
+        return label in self.labels and self.scenes.inpaints(label)
+
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
         """`count` photos of a class. The same seed gives the same photos on the same machine; in other company (another
         `count`) a photo may differ by rounding.

@@ -14,6 +14,7 @@ import httpx
 from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told, read_answer
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
+from gmel.edge.traces import CONTEXT
 
 __all__ = ["MOST_RESULT_BYTES", "HttpEngine"]
 
@@ -44,7 +45,8 @@ class HttpEngine:
         url = _url(server)
         body = {"task": task.as_json(), "attempt": attempt}
         try:
-            async with self._client.stream("POST", f"{url}/v1/run", json=body) as response:
+            context = {"traceparent": header} if (header := CONTEXT.get()) else {}
+            async with self._client.stream("POST", f"{url}/v1/run", json=body, headers=context) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise RefusedError(f"{server.name}: {response.status_code} {response.text[:200]}")

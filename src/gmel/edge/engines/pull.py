@@ -13,6 +13,7 @@ from typing import Any
 from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError, Told
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
+from gmel.edge.traces import CONTEXT
 
 __all__ = ["EitherEngine", "PullEngine"]
 
@@ -25,6 +26,12 @@ class _Errand:
     answer: "asyncio.Future[Answer]"
     heard: float = field(default_factory=time.monotonic)
     fetched: bool = False
+    context: str = ""
+    """The `traceparent` of this attempt."""
+
+    def as_json(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"task": self.task.as_json(), "attempt": self.attempt}
+        return given | {"traceparent": self.context} if self.context else given
 
 
 class PullEngine:
@@ -47,6 +54,7 @@ class PullEngine:
         """As :meth:`Engine.submit`."""
         errands = self._errands.setdefault(server.name, {})
         errand = _Errand(task, attempt, told, asyncio.get_running_loop().create_future())
+        errand.context = CONTEXT.get()
         errands[task.id] = errand
         self._bell(server.name).set()
         try:
@@ -110,7 +118,7 @@ class PullEngine:
                 given = waiting[:room]
                 for errand in given:
                     errand.fetched, errand.heard = True, time.monotonic()
-                tasks = [{"task": errand.task.as_json(), "attempt": errand.attempt} for errand in given]
+                tasks = [errand.as_json() for errand in given]
                 return {"tasks": tasks, "cancelled": sorted(gone)}
             left = until - time.monotonic()
             if left <= 0:

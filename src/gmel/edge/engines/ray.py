@@ -16,8 +16,10 @@ from typing import Any
 from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.plant import Plant
+from gmel.edge.server.inputs import GivenPhotos
 from gmel.edge.server.runner import Run, Runner
 from gmel.edge.server.work import Sleeping, Source, Synthesis
+from gmel.edge.store import Store, StoreError
 from gmel.edge.task import Task, read_task
 from gmel.scenario.errors import InputError
 
@@ -34,14 +36,19 @@ class EdgeActor:
     def __init__(self, plant: dict[str, Any], name: str, models: str | None) -> None:
         described = Plant.from_json(plant)
         server = described.servers[name]
-        source: Source = Sleeping(described, server.speed) if models is None else Synthesis(Path(models))
+        self._photos = GivenPhotos()
+        source: Source = (
+            Sleeping(described, server.speed) if models is None else Synthesis(Path(models), photos=self._photos)
+        )
         self._runner = Runner(source, server.gpus, server.memory_gb)
         self._speed, self._started = server.speed, False
 
-    async def run(self, task: dict[str, Any], attempt: int) -> dict[str, Any]:
-        """Does a task; the last line of its story, with the bytes of the result."""
+    async def run(self, task: dict[str, Any], attempt: int, photo: bytes | None = None) -> dict[str, Any]:
+        """Does a task, on a photo where it names one; the last line of its story, with the bytes of the result."""
         self._start()
         try:
+            if photo is not None:
+                await asyncio.to_thread(self._photos.give, str(task.get("input")), photo)
             run = await self._runner.take(read_task(task), attempt)
         except InputError as error:
             return {"event": "gone", "error": str(error)}
@@ -89,20 +96,26 @@ class RayEngine:
         models: folder of generators on every machine; none: actors take their time and make nothing.
         address: of the cluster; none: a new one on this machine, which offers every server.
         stall_s: silence after which an actor has stopped.
+        inputs: where inputs of tasks lie, which are handed over with the task.
 
     Raises:
         InputError: Ray is not installed, or no cluster is there.
     """
 
     def __init__(
-        self, plant: Plant, models: Path | None = None, address: str | None = None, stall_s: float = 5.0
+        self,
+        plant: Plant,
+        models: Path | None = None,
+        address: str | None = None,
+        stall_s: float = 5.0,
+        inputs: Store | None = None,
     ) -> None:
         if find_spec("ray") is None:
             raise InputError(
                 "the engine ray needs the extra 'ray': pip install 'gmel[ray]', or uv sync --extra edge --extra ray"
             )
         self._ray: Any = import_module("ray")
-        self._stall_s = stall_s
+        self._stall_s, self._inputs = stall_s, inputs
         where: dict[str, Any] = {"address": address}
         if address is None:
             where = {"resources": {f"edge:{name}": 1.0 for name in plant.servers}, "include_dashboard": False}
@@ -131,8 +144,9 @@ class RayEngine:
     async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
         """As :meth:`Engine.submit`. An actor that runs a task is asked for a sign of life meanwhile."""
         actor = self._actor(server)
+        photo = await self._photo(server, task)
         told("queued", {})
-        call = asyncio.ensure_future(_result(actor.run.remote(task.as_json(), attempt)))
+        call = asyncio.ensure_future(_result(actor.run.remote(task.as_json(), attempt, photo)))
         try:
             while True:
                 done, _ = await asyncio.wait([call], timeout=self._stall_s / 2)
@@ -166,6 +180,14 @@ class RayEngine:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.kill(actor)
         self._ray.shutdown()
+
+    async def _photo(self, server: ServerState, task: Task) -> bytes | None:
+        if not task.input or self._inputs is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._inputs.get, task.input)
+        except StoreError as error:
+            raise RefusedError(f"{server.name}: {error}") from error
 
     def _actor(self, server: ServerState) -> Any:
         actor = self._actors.get(server.name)

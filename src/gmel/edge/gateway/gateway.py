@@ -19,18 +19,20 @@ from gmel.edge.engines.engine import Engine
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.engines.pull import EitherEngine, PullEngine
 from gmel.edge.fleet import Fleet
+from gmel.edge.inputs import Inputs
 from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.ledger import Entry, Ledger
 from gmel.edge.metrics import Metrics
 from gmel.edge.plant import Plant
 from gmel.edge.recent import Recent
-from gmel.edge.store import FolderStore
+from gmel.edge.store import store_at
 from gmel.edge.task import DONE, FINAL, Task, check_name
+from gmel.edge.traces import OFF, Traces
 
-__all__ = ["LEDGER", "MOST_BODY", "MOST_WAIT_S", "RESULTS", "Gateway", "RefusalError", "Settings"]
+__all__ = ["INPUTS", "LEDGER", "MOST_BODY", "MOST_WAIT_S", "RESULTS", "Gateway", "RefusalError", "Settings"]
 
-LEDGER, RESULTS = "ledger.sqlite", "results"
-"""In the folder of a gateway."""
+LEDGER, RESULTS, INPUTS = "ledger.sqlite", "results", "inputs"
+"""In the folder of a gateway; the last two, where it has a store elsewhere, there."""
 MOST_BODY = 64 * 1024
 """Bytes of a request, but for results."""
 MOST_WAIT_S = 60.0
@@ -40,6 +42,8 @@ BEAT_S = 1.0
 _MOST_WATCHERS = 100
 _MOST_DEVICES = 100_000
 _LOOK_EVERY_S = 0.5
+_MOST_UNSTORED = 2**30
+"""Bytes of results in memory, waiting for the store, above which no more tasks are taken."""
 _COUNTING = 0.02
 """Largest share of the time that goes into counting the tasks of the ledger, however many pages are open."""
 
@@ -61,6 +65,8 @@ class Settings:
         verify: certificates of servers that are trusted: false, or a file.
         seed: of rules that draw.
         lease_s: beyond what was expected of it, after which a task that does not end goes elsewhere.
+        store: URL of results and inputs (`gmel.edge.store.store_at`); none for the folder.
+        inputs_bytes: most of all inputs together.
     """
 
     folder: Path
@@ -75,6 +81,8 @@ class Settings:
     verify: bool | str = True
     seed: int = 0
     lease_s: float = 60.0
+    store: str | None = None
+    inputs_bytes: int = 4 * 2**30
 
 
 class RefusalError(Exception):
@@ -88,7 +96,7 @@ class RefusalError(Exception):
 class Gateway:
     """What the routes share. Made before the loop runs; `open` and `close` belong to the life of the application."""
 
-    def __init__(self, plant: Plant, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(self, plant: Plant, settings: Settings, engine: Engine | None = None, traces: Traces = OFF) -> None:
         """Checks all that can be checked before the first request.
 
         Raises:
@@ -102,7 +110,7 @@ class Gateway:
         self.metrics = Metrics()
         self.recent = Recent()
         self.pull = PullEngine(settings.stall_s)
-        self._engine = engine
+        self._engine, self._traces = engine, traces
         self.began_s = time.time()
         self._watchers: set[asyncio.Queue[str]] = set()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -113,7 +121,8 @@ class Gateway:
         settings = self.settings
         settings.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(settings.folder / LEDGER)
-        self.store = FolderStore(settings.folder / RESULTS)
+        self.store = store_at(settings.store, settings.folder, RESULTS)
+        self.inputs = Inputs(store_at(settings.store, settings.folder, INPUTS), settings.inputs_bytes)
         push = self._engine or HttpEngine(settings.stall_s, settings.server_key, settings.verify)
         self.engine = EitherEngine(push, self.pull)
         self.dispatcher = Dispatcher(
@@ -125,9 +134,10 @@ class Gateway:
             self.metrics,
             self.tell,
             settings.lease_s,
+            self._traces,
         )
         self.dispatcher.start()
-        looks = [self._look(), *(self._ask(name) for name in self.engine.servers)]
+        looks = [self._look(), self.inputs.keep_tidy(self._named), *(self._ask(name) for name in self.engine.servers)]
         self._looking = [asyncio.create_task(each) for each in looks]
 
     async def close(self) -> None:
@@ -138,6 +148,11 @@ class Gateway:
         await self.dispatcher.close()
         await self.engine.close()
         await self.ledger.close()
+        await asyncio.to_thread(self._traces.close)
+
+    def _named(self) -> set[str]:
+        """Inputs of tasks without an end."""
+        return {job.task.input for job in self.dispatcher.jobs.values()}
 
     async def _ask(self, name: str) -> None:
         """Asks a server for its heartbeat, where it does not say it on its own."""
@@ -192,22 +207,28 @@ class Gateway:
         if not self.caller(request).may("server", name):
             raise RefusalError(403, f"this is for the server {name}")
 
-    async def accept(self, task: Task, caller: Caller) -> tuple[Entry, bool]:
-        """Takes a task on, or finds it; True where it is new."""
+    async def accept(self, task: Task, caller: Caller, header: str = "") -> tuple[Entry, bool]:
+        """Takes a task on, or finds it; True where it is new. `header` is the `traceparent` of who asks."""
         if not caller.may("device", task.device):
             raise RefusalError(403, f"the key is not that of the device {task.device}")
         job = self.dispatcher.jobs.get(task.id)
         known = job.entry if job is not None else None
         if known is None:
             known = self._reason_against(task)
+        if known is None and task.input:
+            known = await self._without_input(task)
         if known is not None:
             return self._same(known, task.digest), False
         accepted = time.monotonic()
+        # Spans without an end are never sent: those of a task that was here already.
+        span = self._traces.begin("task", header, id=task.id, device=task.device, model=task.model)
+        accepting = self._traces.begin("accept", span)
         verdict, entry = await self.ledger.accept(task)
         if verdict != "new":
             return self._same(entry, task.digest), False
+        accepting.end()
         self.metrics.accepted.inc()
-        self.dispatcher.take(entry, accepted)
+        self.dispatcher.take(entry, accepted, span)
         return entry, True
 
     def _reason_against(self, task: Task) -> Entry | None:
@@ -218,6 +239,8 @@ class Gateway:
             refusal = RefusalError(503, "no server is alive", 5.0)
         elif state == "not offered":
             refusal = RefusalError(404, f"model {task.model!r}: no server that is alive has it")
+        elif self.dispatcher.unstored > _MOST_UNSTORED:
+            refusal = RefusalError(503, "the store takes nothing, and too many results wait for it", 5.0)
         elif len(self.dispatcher.jobs) >= self.settings.most_open:
             now = time.monotonic()
             alive = [each.backlog_s(now) for each in self.fleet.servers.values() if each.alive(now)]
@@ -235,11 +258,25 @@ class Gateway:
             raise refusal
         return known
 
+    async def _without_input(self, task: Task) -> Entry | None:
+        """Turns a task away whose input is not here; or gives the entry of one that was accepted when it was."""
+        if await self.inputs.has(task.input):
+            return None
+        known = self.ledger.get(task.id)
+        if known is None:
+            raise RefusalError(400, f"input {task.input}: is not here; upload it first, PUT /v1/inputs/{task.input}")
+        return known
+
     @staticmethod
     def _same(known: Entry, digest: str) -> Entry:
         if known.digest != digest:
             raise RefusalError(409, f"id {known.task.id!r}: is the id of another task; choose a new one")
         return known
+
+    def check_rate(self, caller: Caller) -> None:
+        """Turns away who asks too often."""
+        if not self._within_rate(caller.name):
+            raise RefusalError(429, f"{caller.name}: more than {self.settings.rate_per_s:g} requests per second", 1.0)
 
     def _within_rate(self, device: str) -> bool:
         """A bucket of `burst` tokens for each device, refilled at `rate_per_s`."""

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from gmel.edge.gateway.gateway import Gateway
-from gmel.edge.gateway.schema import answers
+from gmel.edge.gateway.schema import gives
 
 __all__ = ["add_operations"]
 
@@ -18,25 +18,25 @@ __all__ = ["add_operations"]
 def add_operations(app: FastAPI, gateway: Gateway) -> None:
     """Adds the routes."""
 
-    @app.get("/v1/state", responses=answers(200))
+    @app.get("/v1/state", responses=gives("state"))
     async def state(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """All that the dashboard shows."""
         gateway.operator(request)
         return JSONResponse(gateway.state())
 
-    @app.get("/v1/records", responses={200: {"content": {"application/x-ndjson": {}}}})
+    @app.get("/v1/records", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
     async def records(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """One record per task that was done, a line of JSON each; `gmel calibrate` reads them."""
         gateway.operator(request)
         rows = await asyncio.to_thread(gateway.ledger.records)
         return Response("".join(json.dumps(row) + "\n" for row in rows), media_type="application/x-ndjson")
 
-    @app.get("/healthz", responses=answers(200))
+    @app.get("/healthz", responses=gives("healthy"))
     async def healthy() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Whether the process lives."""
         return JSONResponse({"status": "alive"})
 
-    @app.get("/readyz", responses=answers(200, 503))
+    @app.get("/readyz", responses=gives("ready", 200, 503))
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Whether tasks are taken: the disk takes them, and a server is alive."""
         await gateway.ledger.flush()
@@ -44,7 +44,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
         alive = sum(server.alive(now) for server in gateway.fleet.servers.values())
         return JSONResponse({"ready": alive > 0, "servers": alive}, 200 if alive else 503)
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """For Prometheus."""
         gateway.operator(request)

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from gmel.edge.bodies import read_json
 from gmel.edge.gateway.gateway import MOST_BODY, Gateway
-from gmel.edge.gateway.schema import answers
+from gmel.edge.gateway.schema import POLICY_BODY, gives
 from gmel.scenario.errors import InputError
 
 __all__ = ["add_policies"]
@@ -16,13 +16,13 @@ __all__ = ["add_policies"]
 def add_policies(app: FastAPI, gateway: Gateway) -> None:
     """Adds the routes."""
 
-    @app.get("/v1/policy", responses=answers(200))
+    @app.get("/v1/policy", responses=gives("policy"))
     async def policy(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Which policy decides, which did before, and what one in the shadow would have done."""
         gateway.operator(request)
         return JSONResponse(gateway.policy())
 
-    @app.put("/v1/policy", responses=answers(200))
+    @app.put("/v1/policy", openapi_extra=POLICY_BODY, responses=gives("policy"))
     async def change(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Puts a policy in charge by its name, or with `"shadow": true` beside the one in charge."""
         gateway.operator(request)
@@ -37,7 +37,7 @@ def add_policies(app: FastAPI, gateway: Gateway) -> None:
         gateway.tell({"event": "policy", "name": name, "shadow": shadow})
         return JSONResponse(gateway.policy())
 
-    @app.post("/v1/policy/rollback", responses=answers(200))
+    @app.post("/v1/policy/rollback", responses=gives("policy"))
     async def roll_back(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Puts the policy before this one in charge again."""
         gateway.operator(request)

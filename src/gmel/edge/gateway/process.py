@@ -10,7 +10,8 @@ from gmel.edge.logs import structured_logs
 from gmel.edge.plant import Plant, plant_of
 from gmel.edge.recovery import recover_ledger
 from gmel.edge.serving import Place, check_open, listen, run, serve
-from gmel.edge.store import FolderStore
+from gmel.edge.store import StoreError, store_at
+from gmel.edge.traces import traces_of
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 
@@ -24,6 +25,7 @@ def run_gateway(
     say: Callable[[str], None],
     recover: bool = False,
     engine_of: Callable[[Plant], Engine] | None = None,
+    traced: bool = False,
 ) -> None:
     """Runs a gateway until it is told to end.
 
@@ -34,6 +36,7 @@ def run_gateway(
         say: is told its address, and what was taken back.
         recover: whether a damaged ledger is taken back as far as it can be read.
         engine_of: makes the engine of the plant; HTTP if left out.
+        traced: whether spans of tasks are sent also where the environment names no collector.
 
     Raises:
         InputError: anything that cannot be used.
@@ -45,9 +48,14 @@ def run_gateway(
     except OSError as error:
         raise InputError(f"{settings.folder}: cannot be made ({error.strerror}); choose another folder") from error
     ledger = settings.folder / LEDGER
+    store = store_at(settings.store, settings.folder, RESULTS)
     if recover:
-        say(f"ledger: {recover_ledger(ledger, FolderStore(settings.folder / RESULTS))}")
-    app = gateway_app(plant, settings, None if engine_of is None else engine_of(plant))
+        try:
+            say(f"ledger: {recover_ledger(ledger, store)}")
+        except StoreError as error:
+            raise InputError(f"--recover: {error}; nothing was changed") from error
+    traces = traces_of("gmel-gateway", traced)
+    app = gateway_app(plant, settings, None if engine_of is None else engine_of(plant), traces)
     check_ledger(ledger)
     door = listen(place)
     structured_logs()

@@ -4,14 +4,14 @@ import asyncio
 import io
 import zipfile
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from gmel.edge.bodies import read_json
 from gmel.edge.gateway.gateway import MOST_BODY, MOST_WAIT_S, Gateway, RefusalError
-from gmel.edge.gateway.schema import TASK_BODY, answers
+from gmel.edge.gateway.schema import TASK_BODY, Name, Patience, answers, gives
 from gmel.edge.ledger import Entry
 from gmel.edge.task import FINAL, STATES, read_task
 from gmel.scenario.errors import InputError
@@ -22,27 +22,32 @@ __all__ = ["add_tasks"]
 def add_tasks(app: FastAPI, gateway: Gateway) -> None:
     """Adds the routes."""
 
-    @app.post("/v1/tasks", openapi_extra=TASK_BODY, responses=answers(200, 202, 404, 409, 429), status_code=202)
-    async def submit(request: Request, wait_s: float = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.post(
+        "/v1/tasks",
+        openapi_extra=TASK_BODY,
+        responses=gives("accepted", 200, 202) | answers(404, 409, 429),
+        status_code=202,
+    )
+    async def submit(request: Request, wait_s: Patience = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Accepts a task. 202 means that it is on disk; 200 that it was accepted before, or, with `wait_s`, that it has
         ended within that time."""
         caller = gateway.caller(request)
         task = read_task(await read_json(request, MOST_BODY))
         _check_wait(wait_s)
-        entry, new = await gateway.accept(task, caller)
+        entry, new = await gateway.accept(task, caller, request.headers.get("traceparent", ""))
         if wait_s > 0 and await gateway.ended(task.id, wait_s):
             ended = gateway.ledger.get(task.id)
             assert ended is not None
             return JSONResponse({**_shown(gateway, ended), "new": new})
         return JSONResponse({"id": task.id, "state": entry.state, "new": new}, 202 if new else 200)
 
-    @app.get("/v1/tasks", responses=answers(200))
+    @app.get("/v1/tasks", responses=gives("tasks"))
     async def find(  # pyright: ignore[reportUnusedFunction]
         request: Request,
-        state: str | None = None,
+        state: Annotated[str | None, Query(json_schema_extra={"enum": list(STATES)})] = None,
         device: str | None = None,
-        before: int | None = None,
-        limit: int = 100,
+        before: Annotated[int | None, Query(json_schema_extra={"minimum": 0, "maximum": 2**63 - 1})] = None,
+        limit: Annotated[int, Query(json_schema_extra={"minimum": 1, "maximum": 1000})] = 100,
     ) -> Response:
         """Tasks, the newest first. `next` is the `before` of the next page."""
         caller = gateway.caller(request)
@@ -58,16 +63,16 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
         rest = entries[-1].seq if len(entries) == limit else None
         return JSONResponse({"tasks": [_shown(gateway, entry) for entry in entries], "next": rest})
 
-    @app.get("/v1/tasks/{task_id}", responses=answers(200, 404))
-    async def get(request: Request, task_id: str, wait_s: float = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.get("/v1/tasks/{task_id}", responses=gives("task") | answers(404))
+    async def get(request: Request, task_id: Name, wait_s: Patience = 0.0) -> Response:  # pyright: ignore[reportUnusedFunction]
         """A task. With `wait_s` the answer comes when it has ended, or after that time."""
         _entry_for(gateway, request, task_id)
         _check_wait(wait_s)
         await gateway.ended(task_id, wait_s)
         return JSONResponse(_shown(gateway, _entry_for(gateway, request, task_id)))
 
-    @app.delete("/v1/tasks/{task_id}", responses=answers(200, 404))
-    async def cancel(request: Request, task_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.delete("/v1/tasks/{task_id}", responses=gives("task") | answers(404))
+    async def cancel(request: Request, task_id: Name) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Cancels a task that has not ended; one that has stays as it is."""
         _entry_for(gateway, request, task_id)
         entry = await gateway.dispatcher.cancel(task_id)
@@ -81,9 +86,10 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
 def _add_results(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/tasks/{task_id}/result",
-        responses=answers(404, 409, 410) | {200: {"content": {"application/octet-stream": {}}}},
+        response_class=Response,
+        responses=answers(404, 409, 410) | {200: {"content": {"*/*": {}}}},
     )
-    async def result(request: Request, task_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def result(request: Request, task_id: Name) -> Response:  # pyright: ignore[reportUnusedFunction]
         """What a task has made: a ZIP of photos, masks and the task."""
         entry = _entry_for(gateway, request, task_id)
         kind = (entry.record or {}).get("kind", "application/octet-stream")
@@ -93,9 +99,11 @@ def _add_results(app: FastAPI, gateway: Gateway) -> None:
         )
 
     @app.get(
-        "/v1/tasks/{task_id}/preview.png", responses=answers(404, 409, 410) | {200: {"content": {"image/png": {}}}}
+        "/v1/tasks/{task_id}/preview.png",
+        response_class=Response,
+        responses=answers(404, 409, 410) | {200: {"content": {"image/png": {}}}},
     )
-    async def preview(request: Request, task_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def preview(request: Request, task_id: Name) -> Response:  # pyright: ignore[reportUnusedFunction]
         """The first photo that a task has made."""
         entry = _entry_for(gateway, request, task_id)
         data = await asyncio.to_thread(gateway.result, entry)
@@ -106,7 +114,9 @@ def _add_results(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_events(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/events", responses={200: {"content": {"text/event-stream": {}}}} | answers(429))
+    @app.get(
+        "/v1/events", response_class=Response, responses={200: {"content": {"text/event-stream": {}}}} | answers(429)
+    )
     async def events(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """All that happens, as server-sent events."""
         gateway.operator(request)

@@ -92,7 +92,8 @@ def server_app(name: str, runner: Runner, keys: Keys | None = None, site: "Site 
         if (refused := stranger(request, task.device)) is not None:
             return refused
         try:
-            taken = await runner.take(task, attempt if isinstance(attempt, int) else 1)
+            context = request.headers.get("traceparent", "")
+            taken = await runner.take(task, attempt if isinstance(attempt, int) else 1, context)
         except InputError as error:
             return JSONResponse({"error": str(error)}, 503, headers={"Retry-After": "1"})
 

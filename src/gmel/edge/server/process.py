@@ -13,11 +13,13 @@ from gmel.edge.keys import Keys
 from gmel.edge.logs import structured_logs
 from gmel.edge.plant import Plant
 from gmel.edge.server.app import server_app
+from gmel.edge.server.inputs import GatewayPhotos
 from gmel.edge.server.reporting import Reporting
 from gmel.edge.server.runner import Runner
 from gmel.edge.server.work import NoModels, Sleeping, Source, Synthesis
 from gmel.edge.serving import Place, check_open, listen, run, serve
 from gmel.edge.task import check_name
+from gmel.edge.traces import Traces, traces_of
 from gmel.scenario.errors import InputError
 
 __all__ = ["ServerOptions", "plant_at", "run_server"]
@@ -41,6 +43,7 @@ class ServerOptions:
         key: what the gateway is shown.
         verify: certificates of the gateway that are trusted.
         site_rows: file of the rows of a site (`gmel.federation.site_file`), to take part in federated rounds.
+        traced: whether spans of tasks are sent also where the environment names no collector.
     """
 
     name: str
@@ -56,6 +59,7 @@ class ServerOptions:
     key: str | None = None
     verify: bool | str = True
     site_rows: Path | None = None
+    traced: bool = False
 
 
 def plant_at(gateway: str, key: str | None, verify: bool | str = True) -> Plant:
@@ -88,7 +92,8 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
         raise InputError(f"--slow is {options.slow:g}; must be 1 or more")
     source: Source
     if options.models is not None:
-        source = Synthesis(options.models, options.slow)
+        photos = GatewayPhotos(options.gateway, options.key, options.verify) if options.gateway else None
+        source = Synthesis(options.models, options.slow, photos)
     elif not options.gateway:
         source = NoModels()
     else:
@@ -97,16 +102,23 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
         if speed <= 0:
             raise InputError(f"server {options.name}: is not in the plant and has no --models; give its --speed")
         source = Sleeping(plant, speed)
+    traces = traces_of(f"gmel-server-{options.name}", options.traced)
     door = listen(place)
     structured_logs()
     address = f"{place.scheme}://{place.host}:{door.getsockname()[1]}"
-    run(_serve(door, place, options, source, address, say))
+    run(_serve(door, place, options, source, address, say, traces))
 
 
 async def _serve(
-    door: socket.socket, place: Place, options: ServerOptions, source: Source, address: str, say: Callable[[str], None]
+    door: socket.socket,
+    place: Place,
+    options: ServerOptions,
+    source: Source,
+    address: str,
+    say: Callable[[str], None],
+    traces: Traces,
 ) -> None:
-    runner = Runner(source, options.gpus, options.memory_gb)
+    runner = Runner(source, options.gpus, options.memory_gb, traces=traces)
     runner.start()
     url = None if options.pull else (options.advertise or address)
     line = Reporting(options.name, options.gateway, runner, url, options.speed, options.key, options.verify)
@@ -130,3 +142,4 @@ async def _serve(
             with contextlib.suppress(asyncio.CancelledError, BaseExceptionGroup):
                 await reporting
         await runner.close()
+        await asyncio.to_thread(traces.close)

@@ -116,7 +116,7 @@ class Reporting:
                 for each in given["tasks"]:
                     task = read_task(each["task"])
                     try:
-                        run = await self.runner.take(task, int(each["attempt"]))
+                        run = await self.runner.take(task, int(each["attempt"]), str(each.get("traceparent", "")))
                     except InputError as error:
                         gone = {"event": "gone", "error": str(error)}
                         self._tell(group, self._end(client, task.id, gone, None))

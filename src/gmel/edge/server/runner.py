@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from gmel.edge.server.inputs import AwayError
 from gmel.edge.server.work import CancelledError, Loaded, Product, Source
 from gmel.edge.task import Task
+from gmel.edge.traces import OFF, Traces, server_spans
 from gmel.scenario.errors import InputError
 
 __all__ = ["Run", "Runner"]
@@ -41,6 +43,8 @@ class Run:
     gone: bool = False
     """It was cancelled."""
     share: float = 0.0
+    context: str = ""
+    """The `traceparent` of the attempt that brought it."""
     stop: threading.Event = field(default_factory=threading.Event)
     watchers: "list[asyncio.Queue[dict[str, Any]]]" = field(default_factory=list["asyncio.Queue[dict[str, Any]]"])
 
@@ -51,7 +55,7 @@ class Run:
     def end(self) -> dict[str, Any]:
         """The last line of its story."""
         if self.gone:
-            return {"event": "gone", "error": "cancelled"}
+            return {"event": "gone", "error": self.error or "cancelled"}
         times = {
             "wait_s": self.began - self.queued,
             "switch_s": self.ready - self.began,
@@ -70,9 +74,18 @@ class Runner:
         gpus: tasks at once.
         memory_gb: for models; the least recently used leave when a new one does not fit.
         most: tasks that may wait.
+        traces: where their spans go.
     """
 
-    def __init__(self, source: Source, gpus: int = 1, memory_gb: float = 16.0, most: int = 1000) -> None:
+    def __init__(
+        self,
+        source: Source,
+        gpus: int = 1,
+        memory_gb: float = 16.0,
+        most: int = 1000,
+        traces: Traces = OFF,
+    ) -> None:
+        self._traces = traces
         self.source, self.gpus, self.memory_gb, self.most = source, gpus, memory_gb, most
         self.runs: dict[str, Run] = {}
         self.draining = False
@@ -116,8 +129,8 @@ class Runner:
         """A task that is here, or was done here lately."""
         return self.runs.get(task_id) or self._done.get(task_id)
 
-    async def take(self, task: Task, attempt: int) -> Run:
-        """Queues a task, or finds it.
+    async def take(self, task: Task, attempt: int, context: str = "") -> Run:
+        """Queues a task, or finds it. `context` is the `traceparent` of the attempt that brings it.
 
         Raises:
             InputError: full, draining, or without the model. These are no faults of the task.
@@ -132,7 +145,7 @@ class Runner:
         names = self.source.names()
         if names is not None and task.model not in names:
             raise InputError(f"model {task.model!r}: not here")
-        run = Run(task, attempt, time.monotonic())
+        run = Run(task, attempt, time.monotonic(), context=context)
         self.runs[task.id] = run
         self._waiting.append(run)
         async with self._news:
@@ -187,6 +200,8 @@ class Runner:
                 run.product = product
             except CancelledError:
                 run.gone = True
+            except AwayError as error:  # no fault of the task: it is to run elsewhere, or later
+                run.gone, run.error = True, str(error)
             except InputError as error:
                 run.ended, run.error = time.monotonic(), str(error)
             except MemoryError:
@@ -229,7 +244,13 @@ class Runner:
             while self._kept > _KEPT_BYTES or len(self._done) > _KEPT:
                 _, old = self._done.popitem(last=False)
                 self._kept -= 0 if old.product is None else len(old.product.data)
+        self._trace(run)
         _tell(run, run.end())
+
+    def _trace(self, run: Run) -> None:
+        facts = {"error": run.error} if run.error else {"cancelled": True} if run.gone else {"images": run.task.images}
+        ended = run.ended or time.monotonic()
+        server_spans(self._traces, run.context, run.queued, run.began, run.ready, ended, **facts)
 
 
 def _progress(run: Run, share: float) -> None:

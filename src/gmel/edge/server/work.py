@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gmel.edge.plant import Plant
+from gmel.edge.server.inputs import Photos, drawn_on
 from gmel.edge.task import Task, check_name
 from gmel.scenario.errors import InputError
 
@@ -79,10 +80,11 @@ class Synthesis:
     Args:
         folder: the folder.
         slow: how much longer a task takes than it would; to show unlike servers on one machine.
+        photos: where inputs of tasks come from; none: tasks with one cannot be done here.
     """
 
-    def __init__(self, folder: Path, slow: float = 1.0) -> None:
-        self._folder, self._slow = folder, slow
+    def __init__(self, folder: Path, slow: float = 1.0, photos: Photos | None = None) -> None:
+        self._folder, self._slow, self._photos = folder, slow, photos
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(path.stem for path in self._folder.glob("*.safetensors")))
@@ -96,12 +98,12 @@ class Synthesis:
         if not path.is_file():
             raise InputError(f"model {name!r}: not here; there are {', '.join(self.names()) or 'none'}")
         generator = load_generator(path, EVERY_MODE)
-        return _Generator(generator, path.stat().st_size / 1e9, self._slow)
+        return _Generator(generator, path.stat().st_size / 1e9, self._slow, self._photos)
 
 
 class _Generator:
-    def __init__(self, generator: object, memory_gb: float, slow: float) -> None:
-        self._generator, self._slow = generator, slow
+    def __init__(self, generator: object, memory_gb: float, slow: float, photos: Photos | None) -> None:
+        self._generator, self._slow, self._photos = generator, slow, photos
         self.memory_gb = memory_gb
 
     def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
@@ -110,6 +112,8 @@ class _Generator:
 
         generator: Generator = self._generator  # pyright: ignore[reportAssignmentType]
         label = task.label or generator.labels[0]
+        if task.input:
+            generator = drawn_on(generator, label, task, self._photos)
         photos: list[Photo] = []
         for portion, first in enumerate(range(0, task.images, PORTION)):
             began = time.perf_counter()
@@ -187,6 +191,7 @@ def packed(photos: Sequence[object], task: Task) -> bytes:
             if photo.mask is not None:
                 _add(archive, f"{number:03d}.mask.png", png_bytes(photo.mask))
         said = {"model": task.model, "label": task.label, "seed": task.seed, "steps": task.steps, "images": task.images}
+        said |= {"input": task.input} if task.input else {}
         _add(archive, "task.json", json.dumps(said).encode())
     return stream.getvalue()
 

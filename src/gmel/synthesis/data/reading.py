@@ -1,7 +1,9 @@
 """One image file as the grey values that the sensor gave."""
 
+import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps
 
 from gmel.scenario.errors import InputError
 
-__all__ = ["LARGEST_PIXELS", "Grey", "read_grey", "read_mask"]
+__all__ = ["LARGEST_PIXELS", "Grey", "grey_of", "read_grey", "read_mask"]
 
 Grey = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -34,21 +36,39 @@ def read_grey(path: Path) -> Grey:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; check the name")
+    return _read(path, str(path), LARGEST_PIXELS)
+
+
+def grey_of(data: bytes, name: str, most_pixels: int = LARGEST_PIXELS) -> Grey:
+    """The photo in the bytes of a file, as of :func:`read_grey`: [height, width], uint8 or uint16.
+
+    Args:
+        data: what the file would hold.
+        name: for messages.
+        most_pixels: more are refused before they are unpacked.
+
+    Raises:
+        InputError: as of :func:`read_grey`.
+    """
+    return _read(io.BytesIO(data), name, most_pixels)
+
+
+def _read(source: Path | BinaryIO, name: str, most_pixels: int) -> Grey:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of size and odd tags; size is ours to judge, below.
-            with Image.open(path, formats=_FORMATS) as image:
-                _check_size(path, image.size)
-                return _grey(path, image)
+            with Image.open(source, formats=_FORMATS) as image:
+                _check_size(name, image.size, most_pixels)
+                return _grey(name, image)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {_too_large()}") from error
+        raise InputError(f"{name}: {_too_large(most_pixels)}") from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read; save it again as PNG, or remove it") from error
+        raise InputError(f"{name}: not an image that can be read; save it again as PNG, or remove it") from error
     except Exception as error:  # decoders raise whatever they like on bytes that are not what they say
-        said = str(error)[:100] or type(error).__name__
-        raise InputError(f"{path}: truncated or corrupt ({said}); copy it again, or remove it") from error
+        said = " ".join(str(error).split())[:100] or type(error).__name__
+        raise InputError(f"{name}: truncated or corrupt ({said}); copy it again, or remove it") from error
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -63,19 +83,19 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return grey > (np.iinfo(grey.dtype).max // 2 if path.suffix.lower() in {".jpg", ".jpeg"} else 0)
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _check_size(name: str, size: tuple[int, int], most_pixels: int) -> None:
     width, height = size
-    if width * height > LARGEST_PIXELS:
-        raise InputError(f"{path}: {width} x {height} pixels, {_too_large()}")
+    if width * height > most_pixels:
+        raise InputError(f"{name}: {width} x {height} pixels, {_too_large(most_pixels)}")
     if min(size) < _SMALLEST_SIDE:
-        raise InputError(f"{path}: {width} x {height} pixels, at least {_SMALLEST_SIDE} a side are needed; remove it")
+        raise InputError(f"{name}: {width} x {height} pixels, at least {_SMALLEST_SIDE} a side are needed; remove it")
 
 
-def _too_large() -> str:
-    return f"more than {LARGEST_PIXELS:,} pixels are not read; cut the photo into parts"
+def _too_large(most_pixels: int) -> str:
+    return f"more than {most_pixels:,} pixels are not read; cut the photo into parts"
 
 
-def _grey(path: Path, image: Image.Image) -> Grey:
+def _grey(name: str, image: Image.Image) -> Grey:
     image.load()
     turned = ImageOps.exif_transpose(image)
     mode = turned.mode
@@ -90,7 +110,7 @@ def _grey(path: Path, image: Image.Image) -> Grey:
     if mode.startswith("I"):
         values = np.asarray(turned)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise InputError(f"{path}: grey values outside 0 to 65535; save it with 8 or 16 bits, without sign")
+            raise InputError(f"{name}: grey values outside 0 to 65535; save it with 8 or 16 bits, without sign")
         return values.astype(np.uint16)
     kind = "floating-point values" if mode == "F" else f"colours of the kind {mode}"
-    raise InputError(f"{path}: {kind} cannot be read; save it as grey with 8 or 16 bits")
+    raise InputError(f"{name}: {kind} cannot be read; save it as grey with 8 or 16 bits")

@@ -41,6 +41,10 @@ class Drawer:
         """The generator with good parts to draw on: another site's, or those that a saved generator does not hold."""
         return replace(self, looks=replace(self.looks, good=tuple(good)))
 
+    def draws_on_good(self, label: str) -> bool:
+        """Whether defects of a class are drawn on good parts: where it was learned with masks, beside good parts."""
+        return label in self.labels and self.looks.inpaints(label)
+
     def sample(self, label: str, count: int, seed: int, steps: int | None = None) -> list[Photo]:
         """`count` photos of a class; photo `i` depends on the seed and `i` only.
 
