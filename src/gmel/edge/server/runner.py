@@ -4,6 +4,7 @@ Idempotent by id: a task that is here, or was done here lately, is not run again
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from gmel.edge.server.work import CancelledError, Loaded, Product, Source
+from gmel.edge.server.work import CancelledError, Loaded, Product, Source, Tell
 from gmel.edge.task import Task
 from gmel.scenario.errors import InputError
 
@@ -19,6 +20,8 @@ __all__ = ["Run", "Runner"]
 
 _KEPT_BYTES = 64 * 2**20
 _KEPT = 4096
+_TOLD_EVERY_S = 0.05
+"""Steps may be much shorter; nobody looks closer."""
 _LEARNING = 0.2
 """Weight of the newest task in what a photo of a model takes."""
 
@@ -179,10 +182,7 @@ class Runner:
                 run.ready = time.monotonic()
                 _tell(run, {"event": "running"})
 
-                def tell(share: float, run: Run = run) -> None:
-                    loop.call_soon_threadsafe(_progress, run, share)
-
-                product = await loop.run_in_executor(self._threads, model.run, run.task, tell, run.stop)
+                product = await loop.run_in_executor(self._threads, model.run, run.task, _teller(loop, run), run.stop)
                 run.ended = time.monotonic()
                 run.product = product
             except CancelledError:
@@ -230,6 +230,20 @@ class Runner:
                 _, old = self._done.popitem(last=False)
                 self._kept -= 0 if old.product is None else len(old.product.data)
         _tell(run, run.end())
+
+
+def _teller(loop: asyncio.AbstractEventLoop, run: Run) -> Tell:
+    """Tells the loop of progress, from the thread that works; the end always."""
+    told = -math.inf
+
+    def tell(share: float) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= _TOLD_EVERY_S or share >= 1.0:
+            told = now
+            loop.call_soon_threadsafe(_progress, run, share)
+
+    return tell
 
 
 def _progress(run: Run, share: float) -> None:

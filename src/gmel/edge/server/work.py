@@ -1,7 +1,7 @@
 """What an edge server can run: generators of `gmel.synthesis`, and one that only takes its time.
 
 A task gives the same photos on whatever server it runs: they are drawn in fixed portions, each with a seed of its own
-from that of the task. Between portions a task can be cancelled, and tells how far it is.
+from that of the task. Between denoising steps a task can be cancelled, and tells how far it is.
 """
 
 import io
@@ -105,21 +105,53 @@ class _Generator:
         self.memory_gb = memory_gb
 
     def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
+        from gmel.synthesis.diffusion.watching import watching  # noqa: PLC0415
         from gmel.synthesis.generator import Generator  # noqa: PLC0415
         from gmel.synthesis.photo import Photo  # noqa: PLC0415
 
         generator: Generator = self._generator  # pyright: ignore[reportAssignmentType]
         label = task.label or generator.labels[0]
         photos: list[Photo] = []
+        pace = _Pace(self._slow, [stop])
         for portion, first in enumerate(range(0, task.images, PORTION)):
-            began = time.perf_counter()
             count = min(PORTION, task.images - first)
-            photos += generator.sample(label, count, _seed(task.seed, portion), task.steps)
-            pause_s = (self._slow - 1.0) * (time.perf_counter() - began)
-            if stop.wait(max(pause_s, 0.0)):
-                raise CancelledError
+
+            def watch(step: int, steps: int, first: int = first, count: int = count) -> None:
+                pace.keep()
+                tell((first + count * step / steps) / task.images)
+
+            with watching(watch):
+                photos += generator.sample(label, count, _seed(task.seed, portion), task.steps)
+            pace.keep()
             tell(len(photos) / task.images)
         return Product(packed(photos, task), "application/zip")
+
+
+class _Pace:
+    """Stretches work to `slow` times as long, and ends it once nobody wants any of it.
+
+    Args:
+        slow: 1 or more.
+        stops: of the tasks that are worked on.
+    """
+
+    def __init__(self, slow: float, stops: "Sequence[threading.Event]") -> None:
+        self._slow, self._stops = slow, stops
+        self._rested = time.perf_counter()
+
+    def keep(self) -> None:
+        """Waits for what was done since the last call.
+
+        Raises:
+            CancelledError: all stops are set.
+        """
+        ends = time.perf_counter() + (self._slow - 1.0) * (time.perf_counter() - self._rested)
+        for stop in self._stops:
+            if not stop.wait(max(ends - time.perf_counter(), 0.0)):
+                break
+        else:
+            raise CancelledError
+        self._rested = time.perf_counter()
 
 
 class NoModels:
