@@ -201,10 +201,9 @@ def test_a_cancelled_task_ends_between_steps(generators: dict[str, Any], mode: s
     reason="the extra `diffusers` is not installed",
 )
 def test_a_pipeline_tells_its_steps_and_stops(tmp_path: Path) -> None:
-    from tiny_pipelines import tiny_ddpm
-
     from gmel.synthesis.pipelines import Diffusers, LoraPlan
     from gmel.synthesis.pretrained.adaptation import Adaptation
+    from tiny_pipelines import tiny_ddpm
 
     plan = LoraPlan(Adaptation(steps=1, batch=2))
     made = Diffusers.fit(rough_plates(2), [], 0, Silent(), Means(pipeline=tiny_ddpm(tmp_path / "p")), plan)

@@ -100,6 +100,9 @@ def server(
     ] = 1.0,
     advertise: Annotated[str | None, typer.Option(help="Address that the gateway is told.")] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch tasks: only this server opens connections.")] = False,
+    together: Annotated[
+        int, typer.Option(min=1, max=256, help="Photos of different tasks that are drawn together; 1: each task alone.")
+    ] = 1,
     site_rows: Annotated[
         Path | None, typer.Option(help="Rows of a site to train on in federated rounds; they never leave this server.")
     ] = None,
@@ -127,6 +130,7 @@ def server(
         own_key(),
         True if tls_ca is None else str(tls_ca),
         site_rows,
+        together,
     )
     place = Place(host, port, tls_cert, tls_key)
     run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))

@@ -26,8 +26,6 @@ from gmel.edge.task import CANCELLED, DONE, EXPIRED, FAILED, Task
 __all__ = ["Dispatcher", "Job", "Tell"]
 
 _SWEEP_S = 0.25
-_AHEAD = 2
-"""Tasks at a server beyond those that it works on."""
 _MOST_ERRORS = 3
 """Failures of the task itself, each at another server where there is one, after which it has failed."""
 _SMALL = 16 * 1024
@@ -189,7 +187,7 @@ class Dispatcher:
 
     def _pump(self, server: ServerState) -> None:
         lane = self._lanes.get(server.name)
-        while lane and self.open and self._at.get(server.name, 0) < server.gpus + _AHEAD:
+        while lane and self.open and self._at.get(server.name, 0) < server.gpus + server.ahead:
             job = lane.popleft()
             self._at[server.name] = self._at.get(server.name, 0) + 1
             job.running = asyncio.create_task(self._attempt(job, server))
@@ -218,7 +216,7 @@ class Dispatcher:
             if job.over or self._expired(job, time.monotonic()):
                 return
             answer = await self._submit(job, server)
-            server.succeed(flight, answer.service_s if answer.data is not None else 0.0)
+            server.succeed(flight, answer.own_s(job.task) if answer.data is not None else 0.0)
         except RefusedError as error:
             self._broke(job, server, str(error), "refused")
         except Exception as error:  # whatever an engine does, the task goes on
@@ -262,8 +260,9 @@ class Dispatcher:
 
     def _lease(self, job: Job, server: ServerState) -> float:
         """Seconds after which a server that still speaks but does not come to an end is given up."""
-        ahead = sorted((flight.work_s for flight in server.flights.values()), reverse=True)[: server.gpus + _AHEAD]
-        return (self._lease_s + _LEASE_TIMES * sum(ahead)) * 2 ** min(job.attempt - 1, _MOST_DOUBLINGS)
+        most = server.gpus + server.ahead
+        before = sorted((flight.work_s for flight in server.flights.values()), reverse=True)[:most]
+        return (self._lease_s + _LEASE_TIMES * sum(before)) * 2 ** min(job.attempt - 1, _MOST_DOUBLINGS)
 
     def _broke(self, job: Job, server: ServerState, reason: str, kind: str) -> None:
         if kind == "lost":
@@ -392,6 +391,7 @@ class Dispatcher:
             "queue_s": answer.wait_s,
             "switch_s": answer.switch_s,
             "service_s": answer.service_s,
+            "together": max(answer.together, task.images),
             "download_s": on_the_way - upload_s,
             "latency_s": now - zero,
             "deadline_s": task.deadline_s,

@@ -16,12 +16,16 @@ from gmel.edge.plant import Server as Described
 from gmel.edge.task import Task, check_name
 from gmel.scenario.errors import InputError
 
-__all__ = ["Beat", "Fleet", "Flight", "ServerState", "read_beat"]
+__all__ = ["AHEAD", "MOST_TOGETHER", "Beat", "Fleet", "Flight", "ServerState", "read_beat"]
 
 STALE_S = 3.0
 """Age of the last heartbeat from which a server counts as not there: three were missed."""
 _BREAK_S = (0.5, 10.0)
 """How long a server that failed is left alone: the first time, and at most."""
+AHEAD = 2
+"""Tasks at a server beyond those that it works on."""
+MOST_TOGETHER = 256
+"""Photos of different tasks that a server may draw together."""
 _LEARNING = 0.1
 """Weight of the newest task in the measured pace of a server."""
 _PACE = (0.02, 50.0)
@@ -44,6 +48,7 @@ class Beat:
         foreign_s: seconds of work that did not come through this gateway.
         draining: it takes no more.
         running: tasks that it holds.
+        together: photos of different tasks that it draws together; 1 for each task alone.
     """
 
     url: str | None
@@ -55,6 +60,7 @@ class Beat:
     foreign_s: float = 0.0
     draining: bool = False
     running: int = 0
+    together: int = 1
 
 
 @dataclass
@@ -105,6 +111,12 @@ class ServerState:
     @property
     def gpus(self) -> int:
         return 1 if self.beat is None else self.beat.gpus
+
+    @property
+    def ahead(self) -> int:
+        """Tasks that it is sent beyond those that it works on: so many that it never waits, and finds some to draw
+        together."""
+        return max(AHEAD, 0 if self.beat is None else self.beat.together)
 
     def alive(self, now: float) -> bool:
         """Whether it was heard lately and takes tasks."""
@@ -254,6 +266,7 @@ def read_beat(content: object) -> Beat:
         memory_gb=_number(said, "memory_gb", 1.0, 0.0, 1e6),
         foreign_s=_number(said, "foreign_s", 0.0, 0.0, 1e9),
         running=int(_number(said, "running", 0.0, 0.0, 1e6)),
+        together=int(_number(said, "together", 1.0, 1.0, MOST_TOGETHER)),
     )
 
 

@@ -189,4 +189,5 @@ def _answer(server: ServerState, said: dict[str, Any]) -> Answer:
         float(said["wait_s"]),
         float(said["switch_s"]),
         float(said["service_s"]),
+        int(said["together"]),
     )

@@ -41,6 +41,7 @@ class ServerOptions:
         key: what the gateway is shown.
         verify: certificates of the gateway that are trusted.
         site_rows: file of the rows of a site (`gmel.federation.site_file`), to take part in federated rounds.
+        together: photos of different tasks that are drawn together; 1 for each task alone.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ServerOptions:
     key: str | None = None
     verify: bool | str = True
     site_rows: Path | None = None
+    together: int = 1
 
 
 def plant_at(gateway: str, key: str | None, verify: bool | str = True) -> Plant:
@@ -106,7 +108,7 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
 async def _serve(
     door: socket.socket, place: Place, options: ServerOptions, source: Source, address: str, say: Callable[[str], None]
 ) -> None:
-    runner = Runner(source, options.gpus, options.memory_gb)
+    runner = Runner(source, options.gpus, options.memory_gb, together=options.together)
     runner.start()
     url = None if options.pull else (options.advertise or address)
     line = Reporting(options.name, options.gateway, runner, url, options.speed, options.key, options.verify)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from gmel.edge.fleet import Beat
+from gmel.edge.fleet import AHEAD, Beat
 from gmel.edge.server.app import BEAT_S, follow
 from gmel.edge.server.runner import Run, Runner
 from gmel.edge.task import read_task
@@ -74,6 +74,7 @@ class Reporting:
             foreign_s=runner.backlog_s(direct=True),
             draining=runner.draining,
             running=len(runner.runs),
+            together=runner.together,
         )
 
     async def _beat(self, client: httpx.AsyncClient) -> None:
@@ -104,7 +105,8 @@ class Reporting:
 
     async def _fetch(self, client: httpx.AsyncClient, group: asyncio.TaskGroup) -> None:
         while True:
-            room = 0 if self.runner.draining else max(self.runner.gpus + 2 - len(self.runner.runs), 0)
+            wanted = self.runner.gpus + max(AHEAD, self.runner.together)
+            room = 0 if self.runner.draining else max(wanted - len(self.runner.runs), 0)
             try:
                 answer = await client.post(
                     f"/v1/servers/{self.name}/fetch", json={"room": room, "wait_s": _POLL_S if room else 1.0}
