@@ -39,6 +39,15 @@ def gateway(
     most_open: Annotated[int, typer.Option(min=1, help="Tasks without an end; one more is turned away.")] = 2000,
     rate: Annotated[float, typer.Option(min=0.001, help="Tasks of one device per second.")] = 1000.0,
     stall: Annotated[float, typer.Option(min=2, help="Silent seconds after which a server has stopped.")] = 5.0,
+    most_losses: Annotated[
+        int, typer.Option(min=1, help="Servers that may break off while they run a task; then it has failed.")
+    ] = 10,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Days that a task is kept after its end; 0: for ever.")
+    ] = 30.0,
+    keep_gb: Annotated[
+        float | None, typer.Option(min=0.001, help="Gigabytes of results; those of the oldest tasks go first.")
+    ] = None,
     recover: Annotated[
         bool, typer.Option("--recover", help="Take back what can be read of a damaged ledger, then go on.")
     ] = False,
@@ -71,6 +80,9 @@ def gateway(
         keys=keys,
         server_key=own_key(),
         verify=True if tls_ca is None else str(tls_ca),
+        most_losses=most_losses,
+        keep_days=keep_days,
+        keep_gb=keep_gb,
     )
     place = Place(host, port, tls_cert, tls_key)
     if engine not in ("http", "ray"):

@@ -10,14 +10,14 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gmel.edge.deciding import Decider, Decision
-from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError
-from gmel.edge.fleet import Fleet, Flight, ServerState
+from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError, SilentError
+from gmel.edge.fleet import LOOK_EVERY_S, Fleet, Flight, ServerState
 from gmel.edge.ledger import Entry, Ledger, LedgerError
 from gmel.edge.metrics import Metrics
 from gmel.edge.store import Store, name_of
@@ -25,7 +25,6 @@ from gmel.edge.task import CANCELLED, DONE, EXPIRED, FAILED, Task
 
 __all__ = ["Dispatcher", "Job", "Tell"]
 
-_SWEEP_S = 0.25
 _MOST_ERRORS = 3
 """Failures of the task itself, each at another server where there is one, after which it has failed."""
 _SMALL = 16 * 1024
@@ -38,6 +37,8 @@ _MOST_DOUBLINGS = 10
 _LEASE_TIMES = 10.0
 """A task may take so many times what was expected of it and of those before it at its server, and `lease_s` more. The
 next attempt may take twice as long, so that one that is only slow ends some time."""
+_BEGUN = ("loading", "running", "progress")
+"""Stages in which a server works on a task."""
 _log = logging.getLogger("gmel.gateway")
 
 Tell = Callable[[dict[str, Any]], None]
@@ -50,10 +51,12 @@ class Job:
 
     entry: Entry
     accepted: float
-    """Of the monotonic clock."""
+    """Of the monotonic clock; before it began for a task of an earlier process."""
     attempt: int = 0
     errors: int = 0
     avoid: list[str] = field(default_factory=list[str])
+    losses: int = 0
+    """Servers that broke off while they ran it."""
     decision: Decision | None = None
     decided: float = 0.0
     flight: Flight | None = None
@@ -90,8 +93,9 @@ class Dispatcher:
         metrics: Metrics,
         tell: Tell,
         lease_s: float = 60.0,
+        most_losses: int = 10,
     ) -> None:
-        self._lease_s = lease_s
+        self._lease_s, self._most_losses = lease_s, most_losses
         self.ledger, self.store, self.fleet, self.decider, self.engine = ledger, store, fleet, decider, engine
         self.metrics, self._tell = metrics, tell
         self.jobs: dict[str, Job] = {}
@@ -101,17 +105,27 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self.open = True
+        self.writing = Counter[str]()
+        """Results that lie in the store, or will, before the ledger knows of them."""
 
     def start(self) -> None:
         """Takes up every task that has no end, then watches over servers."""
-        now = time.monotonic()
+        now, now_s, losses = time.monotonic(), time.time(), self.ledger.losses()
         for entry in self.ledger.unfinished():
-            self.take(entry, now)
+            # No other clock goes on from one process to the next. One that was put back gives no more than the whole
+            # deadline once more.
+            self.take(entry, now - max(now_s - entry.accepted_s, 0.0), losses.get(entry.task.id, 0))
         self._sweeper = asyncio.create_task(self._sweep())
 
-    def take(self, entry: Entry, accepted: float) -> Job:
-        """A task that was accepted: decides on it and sends it."""
-        job = Job(entry, accepted, entry.attempt)
+    def take(self, entry: Entry, accepted: float, losses: int = 0) -> Job:
+        """A task that was accepted: decides on it and sends it.
+
+        Args:
+            entry: of the ledger.
+            accepted: when, of the monotonic clock.
+            losses: servers that broke off while they ran it, before this process.
+        """
+        job = Job(entry, accepted, entry.attempt, losses=losses)
         self.jobs[entry.task.id] = job
         self._place(job)
         return job
@@ -153,7 +167,7 @@ class Dispatcher:
             job: the task.
             again: it was just refused or lost. Where only servers are left that had it, it waits for the next sweep.
         """
-        now = time.monotonic()
+        now = self.fleet.now()
         if job.over or self._expired(job, now):
             return
         job.stage = "waiting"
@@ -185,7 +199,13 @@ class Dispatcher:
         finally:
             self.metrics.decision_s.observe(time.perf_counter() - began)
 
+    def spare(self, server: ServerState) -> None:
+        """A server takes no more: what waits for it is decided anew."""
+        self._abandon(server)
+
     def _pump(self, server: ServerState) -> None:
+        if server.beat is not None and server.beat.draining:
+            return
         lane = self._lanes.get(server.name)
         while lane and self.open and self._at.get(server.name, 0) < server.gpus + server.ahead:
             job = lane.popleft()
@@ -210,7 +230,7 @@ class Dispatcher:
         assert job.flight is not None
         flight = job.flight
         answer: Answer | None = None
-        lost = False
+        lost, died = False, ""
         job.going = True
         try:
             if job.over or self._expired(job, time.monotonic()):
@@ -223,6 +243,7 @@ class Dispatcher:
             if not isinstance(error, LostError):
                 _log.exception("task %s at %s", job.task.id, server.name)
             lost = True
+            died = _death(error, job)
             self._broke(job, server, str(error), "lost")
         finally:
             if server.flights.get(job.task.id) is flight:
@@ -237,10 +258,24 @@ class Dispatcher:
             return
         if answer is None:
             job.avoid = [*job.avoid, server.name][-16:]
+            if died and await self._too_many(job, server, died):
+                return
             self.ledger.release(job.task.id)
             self._place(job, again=True)
         else:
             await self._finish(job, server, answer)
+
+    async def _too_many(self, job: Job, server: ServerState, reason: str) -> bool:
+        """Counts a server that broke off while it ran a task; True where the task has an end now: one that takes down
+        every server that it meets must not go round for ever."""
+        job.losses += 1
+        with contextlib.suppress(LedgerError):
+            await self.ledger.lose(job.task.id)
+        if job.losses >= self._most_losses and not job.over:
+            times = f"{job.losses} servers" if job.losses > 1 else "a server"
+            error = f"{times} broke off while running it, the last: {reason}"[:500]
+            await self._write(job, FAILED, server=server.name, error=error)
+        return job.over or job.ended.is_set()
 
     async def _submit(self, job: Job, server: ServerState) -> Answer:
         """Sends a task; whatever the server does, this ends."""
@@ -248,15 +283,23 @@ class Dispatcher:
         job.sent, job.arrived = time.monotonic(), None
         lease_s = self._lease(job, server)
         self.ledger.lease(job.task.id, server.name, job.attempt, time.time() + lease_s)
-        try:
-            async with asyncio.timeout(lease_s):
-                return await self.engine.submit(
-                    server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
-                )
-        except TimeoutError as error:
-            with contextlib.suppress(Exception):
-                await self.engine.cancel(server, job.task.id)  # it may work on it still, for nobody
-            raise LostError(f"{server.name}: no end after {lease_s:.0f} s") from error
+        ends, paused_s = self.fleet.listened_s() + lease_s, self.fleet.paused_s
+        while True:
+            try:
+                async with asyncio.timeout(ends - self.fleet.listened_s()):
+                    return await self.engine.submit(
+                        server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
+                    )
+            except (TimeoutError, SilentError) as error:
+                self.fleet.now()
+                if self.fleet.paused_s > paused_s:  # it was us who did not listen; asked again, it goes on with it
+                    paused_s = self.fleet.paused_s
+                    continue
+                if isinstance(error, SilentError):
+                    raise
+                with contextlib.suppress(Exception):
+                    await self.engine.cancel(server, job.task.id)  # it may work on it still, for nobody
+                raise SilentError(f"{server.name}: no end after {lease_s:.0f} s") from error
 
     def _lease(self, job: Job, server: ServerState) -> float:
         """Seconds after which a server that still speaks but does not come to an end is given up."""
@@ -266,7 +309,7 @@ class Dispatcher:
 
     def _broke(self, job: Job, server: ServerState, reason: str, kind: str) -> None:
         if kind == "lost":
-            server.fail(time.monotonic())
+            server.fail(self.fleet.now())
         self.metrics.retries.labels(server.name, kind).inc()
         self._say(job, "retried", server=server.name, error=reason[:200])
 
@@ -304,6 +347,14 @@ class Dispatcher:
             await self._write(job, FAILED, server=server.name, error=answer.error)
             return
         name, small = name_of(answer.data), len(answer.data) <= _SMALL
+        self.writing[name] += 1
+        try:
+            await self._keep(job, server, answer, name, small)
+        finally:
+            self.writing -= Counter([name])
+
+    async def _keep(self, job: Job, server: ServerState, answer: Answer, name: str, small: bool) -> None:
+        assert answer.data is not None
         while not small and self.open:
             try:
                 await asyncio.to_thread(self.store.put, answer.data)
@@ -406,14 +457,14 @@ class Dispatcher:
     async def _sweep(self) -> None:
         """Looks after servers that fell silent, and tasks that nobody could take."""
         while True:
-            await asyncio.sleep(_SWEEP_S)
+            await asyncio.sleep(LOOK_EVERY_S)
             try:
                 self._look_after()
             except Exception:  # without it tasks would wait for ever
                 _log.exception("sweep")
 
     def _look_after(self) -> None:
-        now = time.monotonic()
+        now = self.fleet.now()
         for server in list(self.fleet.servers.values()):
             if self._lanes.get(server.name) and not server.alive(now):
                 self._abandon(server)
@@ -432,3 +483,10 @@ class Dispatcher:
 
     def _say(self, job: Job, event: str, **facts: Any) -> None:
         self._tell({"event": event, "id": job.task.id, "device": job.task.device, "model": job.task.model, **facts})
+
+
+def _death(error: Exception, job: Job) -> str:
+    """Why a server broke off while it worked on a task; empty where it may be alive, or had not begun."""
+    if not isinstance(error, LostError) or isinstance(error, SilentError) or job.stage not in _BEGUN:
+        return ""
+    return str(error) or "broke off"

@@ -6,7 +6,8 @@ adds what comes from elsewhere. All times are those of a monotonic clock that th
 moves nothing here.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -16,12 +17,16 @@ from gmel.edge.plant import Server as Described
 from gmel.edge.task import Task, check_name
 from gmel.scenario.errors import InputError
 
-__all__ = ["AHEAD", "MOST_TOGETHER", "Beat", "Fleet", "Flight", "ServerState", "read_beat"]
+__all__ = ["AHEAD", "LOOK_EVERY_S", "MOST_TOGETHER", "Beat", "Fleet", "Flight", "ServerState", "read_beat"]
 
 STALE_S = 3.0
 """Age of the last heartbeat from which a server counts as not there: three were missed."""
 _BREAK_S = (0.5, 10.0)
 """How long a server that failed is left alone: the first time, and at most."""
+LOOK_EVERY_S = 0.25
+"""How often a gateway looks at its fleet, at least."""
+_PAUSE_S = 0.75
+"""A look that comes later than that: the process stood still."""
 AHEAD = 2
 """Tasks at a server beyond those that it works on."""
 MOST_TOGETHER = 256
@@ -184,12 +189,36 @@ class ServerState:
 
 
 class Fleet:
-    """All servers, in the order of the scenario, later ones behind."""
+    """All servers, in the order of the scenario, later ones behind.
 
-    def __init__(self, plant: Plant) -> None:
-        self.plant = plant
+    Args:
+        plant: servers and models.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, plant: Plant, clock: Callable[[], float] = time.monotonic) -> None:
+        self.plant, self._clock = plant, clock
+        self.paused_s = 0.0
+        """How long this process itself has stood still."""
+        self._looked = clock()
         self.memory_of = {name: model.memory_gb for name, model in plant.models.items()}
         self.servers = {name: ServerState(name, server) for name, server in plant.servers.items()}
+
+    def now(self) -> float:
+        """The time. Who asks again only after a while has stood still (stopped, suspended, a machine without a core to
+        spare) and has heard nobody meanwhile: that silence is none of the servers'."""
+        now = self._clock()
+        paused_s = now - self._looked - LOOK_EVERY_S
+        self._looked = now
+        if paused_s > _PAUSE_S:
+            self.paused_s += paused_s
+            for server in self.servers.values():
+                server.heard += paused_s
+        return now
+
+    def listened_s(self) -> float:
+        """The time without that in which this process stood still."""
+        return self.now() - self.paused_s
 
     def hear(self, name: str, beat: Beat, now: float) -> ServerState:
         """Takes a heartbeat; a server that nobody knew joins.

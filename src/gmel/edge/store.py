@@ -1,5 +1,6 @@
 """Results by their content: the name of a file is the SHA-256 of what is in it."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -7,8 +8,10 @@ import secrets
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["FolderStore", "Store", "name_of"]
+__all__ = ["PARTS", "FolderStore", "Store", "name_of"]
 
+PARTS = 256
+"""Of a store, by the first byte of names."""
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -21,6 +24,14 @@ class Store(Protocol):
 
     def get(self, name: str) -> bytes | None:
         """What has this name; None where there is nothing, or where it is not what its name says any more."""
+        ...
+
+    def listed(self, part: int) -> list[tuple[str, float]]:
+        """Names of one of `PARTS` parts, and when each was put there, in seconds of the wall clock."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Takes away what has this name, if there is something."""
         ...
 
 
@@ -74,6 +85,24 @@ class FolderStore:
         except OSError:
             return None
         return data if name_of(data) == name else None
+
+    def listed(self, part: int) -> list[tuple[str, float]]:
+        """As :meth:`Store.listed`."""
+        found: list[tuple[str, float]] = []
+        for path in sorted((self.folder / f"{part:02x}").glob("*")):
+            if _NAME.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # gone meanwhile
+                    found.append((path.name, path.stat().st_mtime))
+        return found
+
+    def remove(self, name: str) -> None:
+        """As :meth:`Store.remove`.
+
+        Raises:
+            OSError: it cannot be taken away.
+        """
+        if _NAME.fullmatch(name):
+            self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 
-__all__ = ["Answer", "Engine", "LostError", "RefusedError", "Told", "read_answer"]
+__all__ = ["Answer", "Engine", "LostError", "RefusedError", "SilentError", "Told", "read_answer"]
 
 _MOST_TOGETHER = 2**20
 _KIND = re.compile(r"[A-Za-z0-9.+-]{1,40}/[A-Za-z0-9.+-]{1,40}")
@@ -19,6 +19,10 @@ Told = Callable[[str, dict[str, Any]], None]
 
 class LostError(Exception):
     """The server broke off, cannot be reached, or fell silent: the task has to run elsewhere."""
+
+
+class SilentError(LostError):
+    """Nothing was heard for too long, or no end came: the server may be alive."""
 
 
 class RefusedError(Exception):

@@ -19,6 +19,7 @@ from gmel.edge.engines.engine import Engine
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.engines.pull import EitherEngine, PullEngine
 from gmel.edge.fleet import Fleet
+from gmel.edge.keeping import Keeper
 from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.ledger import Entry, Ledger
 from gmel.edge.metrics import Metrics
@@ -61,6 +62,9 @@ class Settings:
         verify: certificates of servers that are trusted: false, or a file.
         seed: of rules that draw.
         lease_s: beyond what was expected of it, after which a task that does not end goes elsewhere.
+        most_losses: servers that may break off while they run a task; then it has failed.
+        keep_days: that a task is kept after its end; 0 for ever.
+        keep_gb: results of at most so many gigabytes are kept; none: any number.
     """
 
     folder: Path
@@ -75,6 +79,9 @@ class Settings:
     verify: bool | str = True
     seed: int = 0
     lease_s: float = 60.0
+    most_losses: int = 10
+    keep_days: float = 30.0
+    keep_gb: float | None = None
 
 
 class RefusalError(Exception):
@@ -101,7 +108,7 @@ class Gateway:
         self.decider.change(settings.policy, time.time())
         self.metrics = Metrics()
         self.recent = Recent()
-        self.pull = PullEngine(settings.stall_s)
+        self.pull = PullEngine(settings.stall_s, self.fleet.listened_s)
         self._engine = engine
         self.began_s = time.time()
         self._watchers: set[asyncio.Queue[str]] = set()
@@ -125,9 +132,11 @@ class Gateway:
             self.metrics,
             self.tell,
             settings.lease_s,
+            settings.most_losses,
         )
         self.dispatcher.start()
-        looks = [self._look(), *(self._ask(name) for name in self.engine.servers)]
+        self.keeper = Keeper(self.ledger, self.store, self.dispatcher.writing, settings.keep_days, settings.keep_gb)
+        looks = [self._look(), self.keeper.keep(), *(self._ask(name) for name in self.engine.servers)]
         self._looking = [asyncio.create_task(each) for each in looks]
 
     async def close(self) -> None:
@@ -144,7 +153,7 @@ class Gateway:
         while True:
             beat = await self.engine.heartbeat(self.fleet.servers[name])
             if beat is not None:
-                self.fleet.hear(name, beat, time.monotonic())
+                self.fleet.hear(name, beat, self.fleet.now())
             await asyncio.sleep(BEAT_S)
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -213,13 +222,13 @@ class Gateway:
     def _reason_against(self, task: Task) -> Entry | None:
         """Turns a task away; or gives the entry of one that is here already, which costs nothing."""
         refusal: RefusalError | None = None
-        state = self.fleet.state(task.model, time.monotonic())
+        state = self.fleet.state(task.model, self.fleet.now())
         if state == "none alive":
             refusal = RefusalError(503, "no server is alive", 5.0)
         elif state == "not offered":
             refusal = RefusalError(404, f"model {task.model!r}: no server that is alive has it")
         elif len(self.dispatcher.jobs) >= self.settings.most_open:
-            now = time.monotonic()
+            now = self.fleet.now()
             alive = [each.backlog_s(now) for each in self.fleet.servers.values() if each.alive(now)]
             refusal = RefusalError(429, f"all servers are busy: {self.settings.most_open} tasks are open", min(alive))
         elif not self._within_rate(task.device):
@@ -278,7 +287,7 @@ class Gateway:
 
     def state(self) -> dict[str, Any]:
         """All that the page of an operator shows."""
-        now = time.monotonic()
+        now = self.fleet.now()
         return {
             "gmel": __version__,
             "plant": self.plant.name,
@@ -304,7 +313,7 @@ class Gateway:
         """Tells when a server falls silent, drains, or is back."""
         before = dict[str, bool]()
         while True:
-            now = time.monotonic()
+            now = self.fleet.now()
             for server in self.fleet.servers.values():
                 alive = server.alive(now)
                 if before.get(server.name, False) != alive:
@@ -353,7 +362,7 @@ class Gateway:
 
     def exposition(self) -> bytes:
         """Metrics as Prometheus reads them."""
-        now, metrics = time.monotonic(), self.metrics
+        now, metrics = self.fleet.now(), self.metrics
         metrics.waiting.set(len(self.dispatcher.jobs))
         metrics.parked.set(len(self.dispatcher.parked))
         metrics.fallbacks.set(self.decider.fallbacks)

@@ -120,8 +120,15 @@ async def _serve(
     app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys), site)
 
     async def drain() -> None:
+        # Said at once, else the gateway would send more until the next heartbeat; and once more when all is done, so
+        # that a word that was lost on the way is not missed.
+        runner.draining = True
+        saying = asyncio.create_task(line.say()) if options.gateway else None
         await runner.drain()
         await line.delivered()
+        if saying is not None:
+            await saying
+            await line.say()
 
     reporting = asyncio.create_task(line.keep()) if options.gateway else None
     try:
