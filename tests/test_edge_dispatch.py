@@ -192,7 +192,7 @@ def test_cancelled_before_its_try_has_begun_it_gives_the_place_back(
                 return entry
 
             with monkeypatch.context() as patch:
-                patch.setattr("gmel.edge.dispatch._AHEAD", 3)
+                patch.setattr("gmel.edge.fleet.AHEAD", 3)
                 dispatcher._pump(server)  # its try is there, and has not begun
             with monkeypatch.context() as patch:
                 patch.setattr(inside.gateway.ledger, "cancel", cancelled_already)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.edge_plants import damage, ran, task
 
-from gmel.edge.ledger import Ledger, LedgerError, check_ledger
+from gmel.edge.ledger import Ledger, LedgerError
+from gmel.edge.ledger_file import check_ledger
 from gmel.edge.recovery import recover_ledger
 from gmel.edge.store import FolderStore, name_of
 from gmel.scenario.errors import InputError

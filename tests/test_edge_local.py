@@ -18,7 +18,6 @@ from tests.reporters import Silent
 
 from gmel.edge.agent import AgentOptions, run_agent
 from gmel.edge.device import DirectDevice, run_load
-from gmel.edge.device_records import Way, record_of
 from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.local import LOCAL, LocalWork
@@ -26,6 +25,7 @@ from gmel.edge.plant import Plant, plant_of
 from gmel.edge.records import read_records
 from gmel.edge.server.work import Synthesis
 from gmel.edge.task import Task
+from gmel.edge.task_record import Way, record_of
 from gmel.policies.exported import OPTION_UNITS, TASK_UNITS
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario, to_toml
@@ -278,7 +278,7 @@ def test_the_name_of_the_device_itself_is_no_server() -> None:
 
 def test_parts_of_a_record_are_never_negative() -> None:
     answer = Answer(b"x", None, "", 100.0, 5.0, 7.0)
-    record = record_of(task(size_bit=8), "a", answer, Way(10.0, 11.0, 12.0, 14.0), 1e9, 2, "policy", 3.0)
+    record = record_of(task(size_bit=8), "a", answer, Way(10.0, 11.0, 11.0, 12.0, 14.0), 1e9, 2, "policy", 1, 3.0)
     assert all(record[part] >= 0.0 for part in PARTS)
     assert (record["wait_to_slot_s"], record["latency_s"], record["end_s"]) == (1.0, 4.0, 1e9 + 4.0)
     assert record["status"] == "done"

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -232,6 +233,51 @@ def test_who_listens_and_leaves_is_forgotten() -> None:
         assert run.watchers == []
 
     with_runner(sent, shelf)
+
+
+class Chatty:
+    """A model that tells a thousand steps within moments."""
+
+    memory_gb = 1.0
+
+    def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
+        for step in range(1000):
+            tell(step / 1000)
+            time.sleep(3e-4)
+        tell(1.0)
+        return Product(b"x", "text/plain")
+
+
+def test_progress_is_told_no_more_often_than_anybody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf()
+    monkeypatch.setattr(shelf, "load", lambda name: Chatty())
+
+    async def sent(runner: Runner) -> None:
+        began = time.monotonic()
+        lines = await story(await runner.take(task("a"), 1))
+        took_s = time.monotonic() - began
+        shares = [line["share"] for line in lines if line["event"] == "progress"]
+        assert 2 <= len(shares) <= took_s / 0.05 + 2
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+
+    with_runner(sent, shelf)
+
+
+def test_who_reads_slowly_gets_the_newest_progress_and_the_end() -> None:
+    async def read() -> None:
+        run = Run(task("a"), 1, time.monotonic())
+        lines = follow(run)
+        assert (await anext(lines))["event"] == "queued"
+        for share in (0.1, 0.2, 0.3):
+            run.watchers[0].put_nowait({"event": "progress", "share": share})
+        assert await anext(lines) == {"event": "progress", "share": 0.3}
+        for share in (0.4, 0.5):
+            run.watchers[0].put_nowait({"event": "progress", "share": share})
+        run.watchers[0].put_nowait({"event": "done"})
+        assert [line async for line in lines] == [{"event": "done"}]
+
+    ran(read())
 
 
 def test_over_http() -> None:

@@ -51,6 +51,15 @@ def gateway(
         str | None,
         typer.Option(help="URL of results and inputs, for instance s3://bucket/prefix (extra `store`); else --folder."),
     ] = None,
+    most_losses: Annotated[
+        int, typer.Option(min=1, help="Servers that may break off while they run a task; then it has failed.")
+    ] = 10,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Days that a task is kept after its end; 0: for ever.")
+    ] = 30.0,
+    keep_gb: Annotated[
+        float | None, typer.Option(min=0.001, help="Gigabytes of results; those of the oldest tasks go first.")
+    ] = None,
     recover: Annotated[
         bool, typer.Option("--recover", help="Take back what can be read of a damaged ledger, then go on.")
     ] = False,
@@ -86,6 +95,9 @@ def gateway(
         server_key=own_key(),
         verify=True if tls_ca is None else str(tls_ca),
         store=store,
+        most_losses=most_losses,
+        keep_days=keep_days,
+        keep_gb=keep_gb,
     )
     place = Place(host, port, tls_cert, tls_key)
     if engine not in ("http", "ray"):
@@ -115,6 +127,9 @@ def server(
     ] = 1.0,
     advertise: Annotated[str | None, typer.Option(help="Address that the gateway is told.")] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch tasks: only this server opens connections.")] = False,
+    together: Annotated[
+        int, typer.Option(min=1, max=256, help="Photos of different tasks that are drawn together; 1: each task alone.")
+    ] = 1,
     site_rows: Annotated[
         Path | None, typer.Option(help="Rows of a site to train on in federated rounds; they never leave this server.")
     ] = None,
@@ -144,6 +159,7 @@ def server(
         True if tls_ca is None else str(tls_ca),
         site_rows,
         traces,
+        together,
     )
     place = Place(host, port, tls_cert, tls_key)
     run_server(place, options, lambda address: typer.echo(f"server {name} at {address}"))

@@ -159,7 +159,7 @@ def calibrate(records: dict[str, Any], base: Scenario, trace_path: Path | None =
     loads = _load_times(columns, model, fitted, models)
     way_s = _on_the_way(columns, server, fitted)
     plant = _fitted_scenario(base, speed, fixed, step, sigma, loads, way_s)
-    work = columns["service_s"] * speed[server]
+    work = columns["own_s"] * speed[server]
     later = ~fitted
     exact = _trace_of(columns, model, server, work, way_s, plant)
     devices = np.unique(columns["device"], return_inverse=True)[1] % plant.devices.count
@@ -213,6 +213,10 @@ def _usable(records: dict[str, Any]) -> tuple[dict[str, Any], int]:
     columns["steps"] = np.array([np.nan if value is None else float(value) for value in columns["steps"]], float)
     once = columns["attempt"] == 1
     columns = {name: values[once] for name, values in columns.items()}
+    # Tasks that were drawn together have the service of all of them: each took its share of it.
+    columns["own_s"] = (
+        columns["service_s"] * columns["images"] / np.fmax(columns["together"].astype(float), columns["images"])
+    )
     if len(columns["id"]) < _FEWEST:
         raise InputError(
             f"records: {len(columns['id'])} tasks that ran once, at least {_FEWEST} are needed; run longer"
@@ -238,7 +242,7 @@ def _service_laws(
 
     Only ratios of work and speed can be seen; the first server that did tasks keeps the speed of the scenario.
     """
-    steps, images, service = columns["steps"], columns["images"].astype(float), columns["service_s"]
+    steps, images, service = columns["steps"], columns["images"].astype(float), columns["own_s"]
     speed = np.array([each.speed for each in base.servers])
     fixed = np.array([each.fixed_work for each in base.models])
     step = np.array([each.step_work.mean if each.step_work else 0.0 for each in base.models])

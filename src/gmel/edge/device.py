@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import httpx
 import numpy as np
 
-from gmel.edge.device_records import Way, record_of
 from gmel.edge.engines.engine import Answer, LostError, RefusedError
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.fleet import Beat, Fleet, ServerState
@@ -27,6 +26,7 @@ from gmel.edge.local import LOCAL, LocalWork
 from gmel.edge.observing import expected_s, observe
 from gmel.edge.plant import Plant
 from gmel.edge.task import MOST_INPUT_BYTES, Task
+from gmel.edge.task_record import Way, record_of
 from gmel.policies.exported import ExportedPolicy
 from gmel.scenario.errors import InputError
 
@@ -272,8 +272,9 @@ class DirectDevice:
             ended = time.monotonic()
             if answer.data is not None:
                 policy = "earliest-finish" if self.policy is None else "policy"
-                way = Way(began, now, arrived[0] if arrived else None, ended)
-                self.records.append(record_of(task, name, answer, way, wall_s, sends, policy, expected))
+                # To itself a device sends nothing.
+                way = Way(began, now, now, now if server is None else arrived[0] if arrived else None, ended)
+                self.records.append(record_of(task, name, answer, way, wall_s, sends, policy, 1, expected))
             state = "failed" if answer.data is None else "done"
             return Outcome(task, state, ended - began, name, sends, answer.error), answer
         return Outcome(task, "given up", time.monotonic() - began, None, sends), None

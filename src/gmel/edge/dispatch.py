@@ -10,30 +10,29 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gmel.edge.deciding import Decider, Decision
-from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError
-from gmel.edge.fleet import Fleet, Flight, ServerState
+from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError, SilentError
+from gmel.edge.fleet import LOOK_EVERY_S, Fleet, Flight, ServerState
 from gmel.edge.ledger import Entry, Ledger, LedgerError
 from gmel.edge.metrics import Metrics
 from gmel.edge.store import Store, name_of
 from gmel.edge.task import CANCELLED, DONE, EXPIRED, FAILED, Task
+from gmel.edge.task_record import Way, record_of
 from gmel.edge.traces import CONTEXT, NOTHING, OFF, Span, Traces
 
 __all__ = ["Dispatcher", "Job", "Tell"]
 
-_SWEEP_S = 0.25
-_AHEAD = 2
-"""Tasks at a server beyond those that it works on."""
 _MOST_ERRORS = 3
 """Failures of the task itself, each at another server where there is one, after which it has failed."""
 _SMALL = 16 * 1024
 """Bytes of a result that the ledger keeps itself."""
 _PATIENCE_S = 0.5
+_LEAVING_S = 0.05
 """Between attempts to write what the disk does not take."""
 _AGAIN_S = (0.25, 10.0)
 """How long a task waits that no server took or kept: the first time, and at most."""
@@ -41,6 +40,8 @@ _MOST_DOUBLINGS = 10
 _LEASE_TIMES = 10.0
 """A task may take so many times what was expected of it and of those before it at its server, and `lease_s` more. The
 next attempt may take twice as long, so that one that is only slow ends some time."""
+_BEGUN = ("loading", "running", "progress")
+"""Stages in which a server works on a task."""
 _log = logging.getLogger("gmel.gateway")
 
 Tell = Callable[[dict[str, Any]], None]
@@ -53,10 +54,12 @@ class Job:
 
     entry: Entry
     accepted: float
-    """Of the monotonic clock."""
+    """Of the monotonic clock; before it began for a task of an earlier process."""
     attempt: int = 0
     errors: int = 0
     avoid: list[str] = field(default_factory=list[str])
+    losses: int = 0
+    """Servers that broke off while they ran it."""
     decision: Decision | None = None
     decided: float = 0.0
     flight: Flight | None = None
@@ -95,8 +98,9 @@ class Dispatcher:
         tell: Tell,
         lease_s: float = 60.0,
         traces: Traces = OFF,
+        most_losses: int = 10,
     ) -> None:
-        self._lease_s, self._traces = lease_s, traces
+        self._lease_s, self._traces, self._most_losses = lease_s, traces, most_losses
         self.ledger, self.store, self.fleet, self.decider, self.engine = ledger, store, fleet, decider, engine
         self.metrics, self._tell = metrics, tell
         self.jobs: dict[str, Job] = {}
@@ -108,19 +112,32 @@ class Dispatcher:
         self.open = True
         self.unstored = 0
         """Bytes of results that the store has not taken yet."""
+        self.writing = Counter[str]()
+        """Results that lie in the store, or will, before the ledger knows of them."""
+        self.leaving: set[str] = set()
+        """Results that are being taken out of the store; who has made the same again waits until that is done."""
 
     def start(self) -> None:
         """Takes up every task that has no end, then watches over servers."""
-        now = time.monotonic()
+        now, now_s, losses = time.monotonic(), time.time(), self.ledger.losses()
         for entry in self.ledger.unfinished():
             task = entry.task
             span = self._traces.begin("task", id=task.id, device=task.device, model=task.model, again=True)
-            self.take(entry, now, span)
+            # No other clock goes on from one process to the next. One that was put back gives no more than the whole
+            # deadline once more.
+            self.take(entry, now - max(now_s - entry.accepted_s, 0.0), span, losses.get(task.id, 0))
         self._sweeper = asyncio.create_task(self._sweep())
 
-    def take(self, entry: Entry, accepted: float, span: Span = NOTHING) -> Job:
-        """A task that was accepted: decides on it and sends it."""
-        job = Job(entry, accepted, entry.attempt, span=span)
+    def take(self, entry: Entry, accepted: float, span: Span = NOTHING, losses: int = 0) -> Job:
+        """A task that was accepted: decides on it and sends it.
+
+        Args:
+            entry: of the ledger.
+            accepted: when, of the monotonic clock.
+            span: of the task.
+            losses: servers that broke off while they ran it, before this process.
+        """
+        job = Job(entry, accepted, entry.attempt, span=span, losses=losses)
         self.jobs[entry.task.id] = job
         self._place(job)
         return job
@@ -162,7 +179,7 @@ class Dispatcher:
             job: the task.
             again: it was just refused or lost. Where only servers are left that had it, it waits for the next sweep.
         """
-        now = time.monotonic()
+        now = self.fleet.now()
         if job.over or self._expired(job, now):
             return
         job.stage = "waiting"
@@ -197,9 +214,15 @@ class Dispatcher:
         finally:
             self.metrics.decision_s.observe(time.perf_counter() - began)
 
+    def spare(self, server: ServerState) -> None:
+        """A server takes no more: what waits for it is decided anew."""
+        self._abandon(server)
+
     def _pump(self, server: ServerState) -> None:
+        if server.beat is not None and server.beat.draining:
+            return
         lane = self._lanes.get(server.name)
-        while lane and self.open and self._at.get(server.name, 0) < server.gpus + _AHEAD:
+        while lane and self.open and self._at.get(server.name, 0) < server.gpus + server.ahead:
             job = lane.popleft()
             self._at[server.name] = self._at.get(server.name, 0) + 1
             job.running = asyncio.create_task(self._attempt(job, server))
@@ -222,19 +245,20 @@ class Dispatcher:
         assert job.flight is not None
         flight = job.flight
         answer: Answer | None = None
-        lost = False
+        lost, died = False, ""
         job.going = True
         try:
             if job.over or self._expired(job, time.monotonic()):
                 return
             answer = await self._submit(job, server)
-            server.succeed(flight, answer.service_s if answer.data is not None else 0.0)
+            server.succeed(flight, answer.own_s(job.task) if answer.data is not None else 0.0)
         except RefusedError as error:
             self._broke(job, server, str(error), "refused")
         except Exception as error:  # whatever an engine does, the task goes on
             if not isinstance(error, LostError):
                 _log.exception("task %s at %s", job.task.id, server.name)
             lost = True
+            died = _death(error, job)
             self._broke(job, server, str(error), "lost")
         finally:
             if server.flights.get(job.task.id) is flight:
@@ -249,10 +273,24 @@ class Dispatcher:
             return
         if answer is None:
             job.avoid = [*job.avoid, server.name][-16:]
+            if died and await self._too_many(job, server, died):
+                return
             self.ledger.release(job.task.id)
             self._place(job, again=True)
         else:
             await self._finish(job, server, answer)
+
+    async def _too_many(self, job: Job, server: ServerState, reason: str) -> bool:
+        """Counts a server that broke off while it ran a task; True where the task has an end now: one that takes down
+        every server that it meets must not go round for ever."""
+        job.losses += 1
+        with contextlib.suppress(LedgerError):
+            await self.ledger.lose(job.task.id)
+        if job.losses >= self._most_losses and not job.over:
+            times = f"{job.losses} servers" if job.losses > 1 else "a server"
+            error = f"{times} broke off while running it, the last: {reason}"[:500]
+            await self._write(job, FAILED, server=server.name, error=error)
+        return job.over or job.ended.is_set()
 
     async def _submit(self, job: Job, server: ServerState) -> Answer:
         """Sends a task; whatever the server does, this ends."""
@@ -264,31 +302,44 @@ class Dispatcher:
         CONTEXT.set(span.header)  # of this attempt alone: it is an asyncio task of its own
         trouble: str | None = "broken off"
         try:
-            async with asyncio.timeout(lease_s):
-                answer = await self.engine.submit(
-                    server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
-                )
+            answer = await self._listened(job, server, lease_s)
             trouble = answer.error
             return answer
         except (LostError, RefusedError) as error:
             trouble = str(error)
             raise
-        except TimeoutError as error:
-            with contextlib.suppress(Exception):
-                await self.engine.cancel(server, job.task.id)  # it may work on it still, for nobody
-            trouble = f"{server.name}: no end after {lease_s:.0f} s"
-            raise LostError(trouble) from error
         finally:
             span.end(trouble)
 
+    async def _listened(self, job: Job, server: ServerState, lease_s: float) -> Answer:
+        """The answer of a server within a lease, of which time in which this process stood still is no part."""
+        ends, paused_s = self.fleet.listened_s() + lease_s, self.fleet.paused_s
+        while True:
+            try:
+                async with asyncio.timeout(ends - self.fleet.listened_s()):
+                    return await self.engine.submit(
+                        server, job.task, job.attempt, lambda event, said: self._hear(job, event, said)
+                    )
+            except (TimeoutError, SilentError) as error:
+                self.fleet.now()
+                if self.fleet.paused_s > paused_s:  # it was us who did not listen; asked again, it goes on with it
+                    paused_s = self.fleet.paused_s
+                    continue
+                if isinstance(error, SilentError):
+                    raise
+                with contextlib.suppress(Exception):
+                    await self.engine.cancel(server, job.task.id)  # it may work on it still, for nobody
+                raise SilentError(f"{server.name}: no end after {lease_s:.0f} s") from error
+
     def _lease(self, job: Job, server: ServerState) -> float:
         """Seconds after which a server that still speaks but does not come to an end is given up."""
-        ahead = sorted((flight.work_s for flight in server.flights.values()), reverse=True)[: server.gpus + _AHEAD]
-        return (self._lease_s + _LEASE_TIMES * sum(ahead)) * 2 ** min(job.attempt - 1, _MOST_DOUBLINGS)
+        most = server.gpus + server.ahead
+        before = sorted((flight.work_s for flight in server.flights.values()), reverse=True)[:most]
+        return (self._lease_s + _LEASE_TIMES * sum(before)) * 2 ** min(job.attempt - 1, _MOST_DOUBLINGS)
 
     def _broke(self, job: Job, server: ServerState, reason: str, kind: str) -> None:
         if kind == "lost":
-            server.fail(time.monotonic())
+            server.fail(self.fleet.now())
         self.metrics.retries.labels(server.name, kind).inc()
         self._say(job, "retried", server=server.name, error=reason[:200])
 
@@ -326,19 +377,25 @@ class Dispatcher:
             await self._write(job, FAILED, server=server.name, error=answer.error)
             return
         name, small = name_of(answer.data), len(answer.data) <= _SMALL
+        self.writing[name] += 1
         span = self._traces.begin("store", job.span, bytes=len(answer.data))
-        if not small:
-            await self._store(job, answer.data)
-        await self._write(
-            job,
-            DONE,
-            server=server.name,
-            result=name,
-            result_bytes=len(answer.data),
-            data=answer.data if small else None,
-            record=self._record(job, server, answer),
-        )
-        span.end()
+        try:
+            while name in self.leaving:
+                await asyncio.sleep(_LEAVING_S)
+            if not small:
+                await self._store(job, answer.data)
+            await self._write(
+                job,
+                DONE,
+                server=server.name,
+                result=name,
+                result_bytes=len(answer.data),
+                data=answer.data if small else None,
+                record=self._record(job, server, answer),
+            )
+        finally:
+            self.writing -= Counter([name])
+            span.end()
 
     async def _store(self, job: Job, data: bytes) -> None:
         """Puts a result into the store, as often as it takes: until then its task is not done."""
@@ -396,57 +453,24 @@ class Dispatcher:
         return True
 
     def _record(self, job: Job, server: ServerState, answer: Answer) -> dict[str, Any]:
-        """One row, with the names of `gmel.simulator.records` where they mean the same; times since the task was
-        accepted are those of the monotonic clock, so that a wall clock that jumps does not bend them."""
-        assert job.decision is not None
-        now = time.monotonic()
-        zero, accepted = job.accepted, job.entry.accepted_s
-        at_server = answer.wait_s + answer.switch_s + answer.service_s
-        on_the_way = max(now - job.sent - at_server, 0.0)
-        upload_s = on_the_way if job.arrived is None else min(job.arrived - job.sent, on_the_way)
-        uploaded = job.sent - zero + upload_s
-        task = job.task
-        return {
-            "id": task.id,
-            "device": task.device,
-            "server": server.name,
-            "model": task.model,
-            "images": task.images,
-            "steps": task.steps,
-            "size_bit": task.size_bit,
-            "generated_s": accepted,
-            "decided_s": accepted + job.decided - zero,
-            "upload_start_s": accepted + job.sent - zero,
-            "upload_end_s": accepted + uploaded,
-            "start_s": accepted + uploaded + answer.wait_s,
-            "end_s": accepted + now - zero,
-            "wait_to_slot_s": job.sent - zero,
-            "upload_s": upload_s,
-            "queue_s": answer.wait_s,
-            "switch_s": answer.switch_s,
-            "service_s": answer.service_s,
-            "download_s": on_the_way - upload_s,
-            "latency_s": now - zero,
-            "deadline_s": task.deadline_s,
-            "attempt": job.attempt,
-            "policy": job.decision.policy,
-            "version": job.decision.version,
-            "expected_s": job.decision.expected_s,
-            "status": "done" if now - zero <= task.deadline_s else "late",
-            "kind": answer.kind,
-        }
+        decision = job.decision
+        assert decision is not None
+        way = Way(job.accepted, job.decided, job.sent, job.arrived, time.monotonic())
+        how = (job.attempt, decision.policy, decision.version, decision.expected_s)
+        row = record_of(job.task, server.name, answer, way, job.entry.accepted_s, *how)
+        return {**row, "kind": answer.kind}
 
     async def _sweep(self) -> None:
         """Looks after servers that fell silent, and tasks that nobody could take."""
         while True:
-            await asyncio.sleep(_SWEEP_S)
+            await asyncio.sleep(LOOK_EVERY_S)
             try:
                 self._look_after()
             except Exception:  # without it tasks would wait for ever
                 _log.exception("sweep")
 
     def _look_after(self) -> None:
-        now = time.monotonic()
+        now = self.fleet.now()
         for server in list(self.fleet.servers.values()):
             if self._lanes.get(server.name) and not server.alive(now):
                 self._abandon(server)
@@ -465,3 +489,10 @@ class Dispatcher:
 
     def _say(self, job: Job, event: str, **facts: Any) -> None:
         self._tell({"event": event, "id": job.task.id, "device": job.task.device, "model": job.task.model, **facts})
+
+
+def _death(error: Exception, job: Job) -> str:
+    """Why a server broke off while it worked on a task; empty where it may be alive, or had not begun."""
+    if not isinstance(error, LostError) or isinstance(error, SilentError) or job.stage not in _BEGUN:
+        return ""
+    return str(error) or "broke off"

@@ -6,7 +6,8 @@ adds what comes from elsewhere. All times are those of a monotonic clock that th
 moves nothing here.
 """
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -16,12 +17,20 @@ from gmel.edge.plant import Server as Described
 from gmel.edge.task import Task, check_name
 from gmel.scenario.errors import InputError
 
-__all__ = ["Beat", "Fleet", "Flight", "ServerState", "read_beat"]
+__all__ = ["AHEAD", "LOOK_EVERY_S", "MOST_TOGETHER", "Beat", "Fleet", "Flight", "ServerState", "read_beat"]
 
 STALE_S = 3.0
 """Age of the last heartbeat from which a server counts as not there: three were missed."""
 _BREAK_S = (0.5, 10.0)
 """How long a server that failed is left alone: the first time, and at most."""
+LOOK_EVERY_S = 0.25
+"""How often a gateway looks at its fleet, at least."""
+_PAUSE_S = 0.75
+"""A look that comes later than that: the process stood still."""
+AHEAD = 2
+"""Tasks at a server beyond those that it works on."""
+MOST_TOGETHER = 256
+"""Photos of different tasks that a server may draw together."""
 _LEARNING = 0.1
 """Weight of the newest task in the measured pace of a server."""
 _PACE = (0.02, 50.0)
@@ -44,6 +53,7 @@ class Beat:
         foreign_s: seconds of work that did not come through this gateway.
         draining: it takes no more.
         running: tasks that it holds.
+        together: photos of different tasks that it draws together; 1 for each task alone.
     """
 
     url: str | None
@@ -55,6 +65,7 @@ class Beat:
     foreign_s: float = 0.0
     draining: bool = False
     running: int = 0
+    together: int = 1
 
 
 @dataclass
@@ -105,6 +116,12 @@ class ServerState:
     @property
     def gpus(self) -> int:
         return 1 if self.beat is None else self.beat.gpus
+
+    @property
+    def ahead(self) -> int:
+        """Tasks that it is sent beyond those that it works on: so many that it never waits, and finds some to draw
+        together."""
+        return max(AHEAD, 0 if self.beat is None else self.beat.together)
 
     def alive(self, now: float) -> bool:
         """Whether it was heard lately and takes tasks."""
@@ -172,12 +189,36 @@ class ServerState:
 
 
 class Fleet:
-    """All servers, in the order of the scenario, later ones behind."""
+    """All servers, in the order of the scenario, later ones behind.
 
-    def __init__(self, plant: Plant) -> None:
-        self.plant = plant
+    Args:
+        plant: servers and models.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, plant: Plant, clock: Callable[[], float] = time.monotonic) -> None:
+        self.plant, self._clock = plant, clock
+        self.paused_s = 0.0
+        """How long this process itself has stood still."""
+        self._looked = clock()
         self.memory_of = {name: model.memory_gb for name, model in plant.models.items()}
         self.servers = {name: ServerState(name, server) for name, server in plant.servers.items()}
+
+    def now(self) -> float:
+        """The time. Who asks again only after a while has stood still (stopped, suspended, a machine without a core to
+        spare) and has heard nobody meanwhile: that silence is none of the servers'."""
+        now = self._clock()
+        paused_s = now - self._looked - LOOK_EVERY_S
+        self._looked = now
+        if paused_s > _PAUSE_S:
+            self.paused_s += paused_s
+            for server in self.servers.values():
+                server.heard += paused_s
+        return now
+
+    def listened_s(self) -> float:
+        """The time without that in which this process stood still."""
+        return self.now() - self.paused_s
 
     def hear(self, name: str, beat: Beat, now: float) -> ServerState:
         """Takes a heartbeat; a server that nobody knew joins.
@@ -254,6 +295,7 @@ def read_beat(content: object) -> Beat:
         memory_gb=_number(said, "memory_gb", 1.0, 0.0, 1e6),
         foreign_s=_number(said, "foreign_s", 0.0, 0.0, 1e9),
         running=int(_number(said, "running", 0.0, 0.0, 1e6)),
+        together=int(_number(said, "together", 1.0, 1.0, MOST_TOGETHER)),
     )
 
 

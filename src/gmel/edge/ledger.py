@@ -10,62 +10,34 @@ result is taken up again whoever held it. So leases are written with the next co
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from gmel.edge.ledger_file import connect, lock_ledger
 from gmel.edge.task import ACCEPTED, CANCELLED, FINAL, LEASED, Task, read_task
-from gmel.scenario.errors import InputError
 
 __all__ = [
     "COLUMNS",
     "Entry",
+    "Forgotten",
     "Ledger",
     "LedgerError",
     "Verdict",
-    "check_ledger",
-    "connect",
-    "lock_ledger",
     "read_entry",
 ]
 
 _log = logging.getLogger("gmel.gateway")
 
-_VERSION = 1
 _MOST_TOGETHER = 512
 """Most changes in one transaction."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS task (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    digest TEXT NOT NULL,
-    device TEXT NOT NULL,
-    model TEXT NOT NULL,
-    request TEXT NOT NULL,
-    state TEXT NOT NULL,
-    attempt INTEGER NOT NULL DEFAULT 0,
-    server TEXT,
-    lease_until_s REAL,
-    accepted_s REAL NOT NULL,
-    finished_s REAL,
-    result TEXT,
-    result_bytes INTEGER,
-    error TEXT,
-    record TEXT
-);
-CREATE INDEX IF NOT EXISTS task_state ON task (state, seq);
-CREATE TABLE IF NOT EXISTS blob (name TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS count (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
 
 COLUMNS = (
     "seq, id, request, digest, state, attempt, server, lease_until_s, accepted_s, finished_s, result, result_bytes, "
@@ -84,8 +56,8 @@ class LedgerError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """A task as the ledger knows it. Times are seconds of the wall clock since 1970, for people; nothing is decided by
-    them."""
+    """A task as the ledger knows it. Times are seconds of the wall clock since 1970: for people, for what is left of a
+    deadline after a restart, and for how long a task is kept."""
 
     seq: int
     task: Task
@@ -117,6 +89,21 @@ class Entry:
             "record": self.record,
             "sequence": self.seq,
         }
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What has left a ledger.
+
+    Attributes:
+        tasks: how many.
+        results: names of the results that no task refers to any more.
+        result_bytes: their length together.
+    """
+
+    tasks: int
+    results: tuple[str, ...]
+    result_bytes: int
 
 
 _Change = Callable[[sqlite3.Connection], Any]
@@ -251,6 +238,55 @@ class Ledger:
 
         return await self._change(change)
 
+    async def lose(self, task_id: str) -> None:
+        """Counts a server that broke off while it ran a task.
+
+        Raises:
+            LedgerError: it is not on disk.
+        """
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO loss VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET value = value + 1", (task_id,)
+            )
+
+        await self._change(change)
+
+    async def forget(self, before_s: float, most: int, most_bytes: int | None = None) -> Forgotten:
+        """Takes tasks out that have ended, those that ended first first; small results that nobody refers to any more
+        go with them.
+
+        Args:
+            before_s: only tasks that ended before, in seconds of the wall clock.
+            most: of them; few, so that nobody waits long for the writer.
+            most_bytes: no more tasks once results of so many bytes are free.
+
+        Raises:
+            LedgerError: nothing was taken out.
+        """
+
+        def change(connection: sqlite3.Connection) -> Forgotten:
+            rows = connection.execute(
+                f"SELECT seq, id, result, result_bytes FROM task WHERE finished_s < ? AND NOT {_OPEN} "
+                "ORDER BY finished_s LIMIT ?",
+                (before_s, most),
+            ).fetchall()
+            tasks, free, freed = 0, list[str](), 0
+            for seq, task_id, result, length in rows:
+                if most_bytes is not None and freed >= most_bytes:
+                    break
+                connection.execute("DELETE FROM task WHERE seq = ?", (seq,))
+                connection.execute("DELETE FROM loss WHERE id = ?", (task_id,))
+                tasks += 1
+                if result is None or connection.execute("SELECT 1 FROM task WHERE result = ?", (result,)).fetchone():
+                    continue
+                connection.execute("DELETE FROM blob WHERE name = ?", (result,))
+                free.append(result)
+                freed += length or 0
+            return Forgotten(tasks, tuple(free), freed)
+
+        return await self._change(change)
+
     def note(self, name: str, more: int = 1) -> None:
         """Counts something that is to be known after a restart as well; on disk with the next commit."""
         self._later.append(lambda connection: _count(connection, name, more))
@@ -288,6 +324,21 @@ class Ledger:
     def unfinished(self) -> list[Entry]:
         """Every task without an end, in order of acceptance."""
         return [read_entry(row) for row in self._read(f"SELECT {COLUMNS} FROM task WHERE {_OPEN} ORDER BY seq")]
+
+    def losses(self) -> dict[str, int]:
+        """Servers that broke off while they ran a task, by its id; only tasks without an end."""
+        rows = self._read(f"SELECT loss.id, value FROM loss JOIN task ON task.id = loss.id WHERE {_OPEN}")
+        return dict(cast("list[tuple[str, int]]", rows))
+
+    def referred(self, names: Sequence[str]) -> set[str]:
+        """Those of some results that tasks refer to."""
+        marks = ", ".join("?" * len(names))
+        return {row[0] for row in self._read(f"SELECT result FROM task WHERE result IN ({marks})", *names)}
+
+    def result_bytes(self) -> int:
+        """Length of all results together; one that several tasks have counts once."""
+        each = "SELECT max(result_bytes) AS size FROM task WHERE result IS NOT NULL GROUP BY result"
+        return int(self._read(f"SELECT coalesce(sum(size), 0) FROM ({each})")[0][0])
 
     def records(self) -> list[dict[str, Any]]:
         """What was measured of each task that was done, in order of acceptance."""
@@ -411,71 +462,6 @@ def _count(connection: sqlite3.Connection, name: str, more: int = 1) -> None:
 def _of_the_disk(error: Exception) -> bool:
     """Whether the disk is to blame (full, not readable, locked), not what was asked."""
     return isinstance(error, sqlite3.OperationalError)
-
-
-def lock_ledger(path: Path) -> Any:
-    """Keeps other gateways away from a ledger: each would run every task. The system takes it back when a process dies.
-
-    Raises:
-        InputError: another one has it, or it cannot be made.
-    """
-    try:
-        file = path.with_name(f"{path.name}.lock").open("wb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be used as a ledger ({error.strerror}); choose another folder") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise InputError(f"{path}: is in use by another gateway; end that one, or choose another --folder") from error
-    return file
-
-
-def check_ledger(path: Path) -> None:
-    """Opens a ledger and closes it again, before anything else is begun.
-
-    Raises:
-        InputError: as for :class:`Ledger`.
-    """
-    with contextlib.closing(lock_ledger(path)):
-        connect(path).close()
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that may write; the file is made where there is none.
-
-    Raises:
-        InputError: not a ledger, of another version, or damaged.
-    """
-    connection: sqlite3.Connection | None = None
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-        return _prepared(path, connection)
-    except sqlite3.DatabaseError as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise InputError(f"{path}: cannot be used as a ledger ({error}); choose another --folder") from error
-        raise InputError(f"{path}: damaged ({error}); take back what can be read with --recover") from error
-    except InputError:
-        if connection is not None:
-            connection.close()
-        raise
-
-
-def _prepared(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
-    if path.stat().st_size and (found := connection.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-        said = " ".join(str(found[0]).split()) if found else "no answer"
-        raise InputError(f"{path}: damaged ({said[:200]}); take back what can be read with --recover")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if tables and version != _VERSION:
-        raise InputError(f"{path}: ledger of version {version}, this gmel keeps {_VERSION}; choose another file")
-    # In one transaction: a kill between table and version would leave a file that no gateway takes.
-    connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-    return connection
 
 
 def read_entry(row: Any) -> Entry:

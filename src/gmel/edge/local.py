@@ -111,7 +111,7 @@ class LocalWork:
         finally:
             run.watchers.remove(news)
         end = run.end()
-        times = [float(end.get(name, 0.0)) for name in ("wait_s", "switch_s", "service_s")]
+        wait_s, switch_s, service_s = (float(end.get(name, 0.0)) for name in ("wait_s", "switch_s", "service_s"))
         if run.product is None:
-            return Answer(None, str(end["error"]), "", *times)
-        return Answer(run.product.data, None, run.product.kind, *times)
+            return Answer(None, str(end["error"]), "", wait_s, switch_s, service_s)
+        return Answer(run.product.data, None, run.product.kind, wait_s, switch_s, service_s)

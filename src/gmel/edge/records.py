@@ -44,9 +44,12 @@ COLUMNS: dict[str, Any] = {
     "version": pa.int64(),
     "expected_s": pa.float64(),
     "status": pa.string(),
+    "together": pa.int64(),
 }
 """Name and type of each column. The parts from `wait_to_slot_s` to `download_s` add up to `latency_s`: in the gateway
-until it is sent, on the way, in the queue of the server, loading its model, in service, on the way back."""
+until it is sent, on the way, in the queue of the server, loading its model, in service, on the way back. `together` are
+the photos that `service_s` has made: more than `images` where tasks were drawn together, each with the service of all.
+"""
 
 _MOST_ROWS = 10_000_000
 
@@ -69,10 +72,14 @@ def read_records(path: Path) -> dict[str, Any]:
         with pa_parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > _MOST_ROWS:
                 raise InputError(f"{path}: more than {_MOST_ROWS:,} rows; give a part of it")
-            missing = sorted(set(COLUMNS) - set(file.schema_arrow.names))
+            missing = sorted(set(COLUMNS) - {"together"} - set(file.schema_arrow.names))
             if missing:
                 raise InputError(f"{path}: has no column {missing[0]!r}; give a file that `gmel live` has written")
-            table = file.read(columns=list(COLUMNS)).cast(pa.schema(list(COLUMNS.items())))
+            there = [name for name in COLUMNS if name in file.schema_arrow.names]
+            table = file.read(columns=there)
+            if "together" not in there:  # records of before anything was drawn together
+                table = table.append_column("together", table.column("images"))
+            table = table.select(list(COLUMNS)).cast(pa.schema(list(COLUMNS.items())))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as records ({error}); give a file of `gmel live`") from error
     return {name: table.column(name).to_numpy() for name in COLUMNS}

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmel.edge.ledger import COLUMNS, connect, lock_ledger, read_entry
+from gmel.edge.ledger import COLUMNS, read_entry
+from gmel.edge.ledger_file import connect, lock_ledger
 from gmel.edge.store import Store, name_of
 from gmel.edge.task import ACCEPTED, DONE, STATES
 from gmel.scenario.errors import InputError

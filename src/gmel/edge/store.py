@@ -13,8 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 from gmel.scenario.errors import InputError
 
-__all__ = ["FolderStore", "Held", "Store", "StoreError", "is_name", "name_of", "store_at"]
+__all__ = ["PARTS", "FolderStore", "Held", "Store", "StoreError", "is_name", "name_of", "store_at"]
 
+PARTS = 256
+"""Of a store, by the first byte of names."""
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -74,8 +76,8 @@ class Store(Protocol):
         """
         ...
 
-    def held(self) -> Iterator[Held]:
-        """Everything that is here.
+    def held(self, parts: range = range(PARTS)) -> Iterator[Held]:
+        """Everything that is here and has a name whose first byte lies in `parts`.
 
         Raises:
             StoreError: nobody knows.
@@ -186,10 +188,10 @@ class FolderStore:
         if is_name(name):
             self._path(name).unlink(missing_ok=True)
 
-    def held(self) -> Iterator[Held]:
+    def held(self, parts: range = range(PARTS)) -> Iterator[Held]:
         """As :meth:`Store.held`."""
         now_s = time.time()
-        for path in self.folder.glob("??/*"):
+        for path in (each for part in parts for each in self.folder.glob(f"{part:02x}/*")):
             if is_name(path.name):
                 try:
                     found = path.stat()

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from gmel.edge.store import Held, StoreError, is_name, name_of
+from gmel.edge.store import PARTS, Held, StoreError, is_name, name_of
 from gmel.scenario.errors import InputError
 
 __all__ = ["UrlStore"]
@@ -104,7 +104,7 @@ class UrlStore:
         if is_name(name):
             self._within(lambda: self._there(self._files.rm_file, name))
 
-    def held(self) -> Iterator[Held]:
+    def held(self, parts: range = range(PARTS)) -> Iterator[Held]:
         """As :meth:`Store.held`. Where the file system tells no times, everything is new."""
 
         def listed() -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ class UrlStore:
         now_s = time.time()
         for each in self._within(listed):
             name = str(each["name"]).rsplit("/", 1)[-1]
-            if is_name(name):
+            if is_name(name) and int(name[:2], 16) in parts:
                 yield Held(name, int(each.get("size") or 0), max(now_s - _written_s(each, now_s), 0.0))
 
     def _path(self, name: str) -> str:

@@ -20,6 +20,7 @@ from safetensors.numpy import save as write_arrays
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
+from gmel.synthesis.diffusion.watching import part
 from gmel.synthesis.photo import Photo
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "Generator",
     "Means",
     "OnGood",
+    "Request",
+    "Several",
     "Shamming",
     "load_generator",
+    "sample_several",
     "save_generator",
     "steps_around",
 ]
@@ -118,6 +122,28 @@ class OnGood(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Request:
+    """Photos of one class, as `Generator.sample` takes them."""
+
+    label: str
+    count: int
+    seed: int
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A mode that draws what several ask for in one go."""
+
+    def sample_several(self, requests: Sequence[Request], steps: int | None = None) -> list[list[Photo]]:
+        """The photos of each request: those that `sample` gives, up to rounding.
+
+        Raises:
+            InputError: as `sample`, where one of them cannot be drawn.
+        """
+        ...
+
+
 class Generator(Protocol):
     """One mode of synthesis.
 
@@ -174,6 +200,21 @@ class Generator(Protocol):
             InputError: an array is missing or has another shape.
         """
         ...
+
+
+def sample_several(generator: Generator, requests: Sequence[Request], steps: int | None = None) -> list[list[Photo]]:
+    """The photos of each request: drawn together where the mode can (see `Several`), else one after the other.
+
+    Raises:
+        InputError: as `Generator.sample`, where one of them cannot be drawn.
+    """
+    if isinstance(generator, Several):
+        return generator.sample_several(requests, steps)
+    made: list[list[Photo]] = []
+    for number, each in enumerate(requests):
+        with part(number, len(requests)):
+            made.append(generator.sample(each.label, each.count, each.seed, steps))
+    return made
 
 
 _STEP_SHARES = (0.25, 0.5, 1.0, 2.0, 3.0)

@@ -16,13 +16,13 @@ from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.synthesis.compose import Compose
 from gmel.synthesis.diffusion.drawer import checked_steps
-from gmel.synthesis.diffusion.drawing import Draw, Drawing, finished, redrawn
+from gmel.synthesis.diffusion.drawing import Asking, Draw, Drawing, Order, drawn_in_turns, finishing, redrawn
 from gmel.synthesis.diffusion.prior import Prior, prior_for
 from gmel.synthesis.diffusion.samplers import karras_sigmas
 from gmel.synthesis.diffusion.stitching import Field, draw_fields, window_gflop
 from gmel.synthesis.diffusion.windows import Box, Mask, dilated, field_box, reduced_mask, shapes
 from gmel.synthesis.generate import SIGMA_LOW, Plan
-from gmel.synthesis.generator import NO_MEANS, Arrays, Means
+from gmel.synthesis.generator import NO_MEANS, Arrays, Means, Request
 from gmel.synthesis.photo import Floats, Photo
 from gmel.synthesis.sensor import Sensor
 
@@ -47,23 +47,32 @@ def harmonised(photos: Sequence[Photo], scale: int, sensor: Sensor, seed: int, d
     Raises:
         InputError: a photo without a mask.
     """
-    current = list(photos)
-    streams = [np.random.default_rng((seed, index)) for index in range(len(current))]
-    places = [_places(photo, scale) for photo in current]
+    return drawn_in_turns([_order(photos, scale, sensor, seed)], draw)[0]
+
+
+def _order(photos: Sequence[Photo], scale: int, sensor: Sensor, seed: int) -> Order:
+    places = [_places(photo, scale) for photo in photos]
+    streams = [np.random.default_rng((seed, index)) for index in range(len(photos))]
     # Defects of one photo may lie near each other: they are drawn one after the other, photos together.
-    for turn in range(max((len(boxes) for _, boxes in places), default=0)):
-        chosen = [index for index, (_, boxes) in enumerate(places) if turn < len(boxes)]
-        drawings: list[Drawing] = []
-        for index in chosen:
-            (mask, boxes), rng = places[index], streams[index]
-            box = field_box(boxes[turn], (mask.shape[0], mask.shape[1]), rng)
-            defect = box.of(mask)
-            edge = dilated(defect, EDGE) & dilated(~defect, EDGE)
-            drawings.append(redrawn(current[index], box, edge, mask, 0, scale, sensor, rng, blank=False))
-        made = finished(drawings, [streams[index] for index in chosen], draw)
-        for index, photo in zip(chosen, made, strict=True):
-            current[index] = replace(photo, mask=photos[index].mask)
-    return current
+    turns = max((len(boxes) for _, boxes in places), default=0)
+
+    def asking() -> Asking:
+        current = list(photos)
+        for turn in range(turns):
+            chosen = [index for index, (_, boxes) in enumerate(places) if turn < len(boxes)]
+            drawings: list[Drawing] = []
+            for index in chosen:
+                (mask, boxes), rng = places[index], streams[index]
+                box = field_box(boxes[turn], (mask.shape[0], mask.shape[1]), rng)
+                defect = box.of(mask)
+                edge = dilated(defect, EDGE) & dilated(~defect, EDGE)
+                drawings.append(redrawn(current[index], box, edge, mask, 0, scale, sensor, rng, blank=False))
+            made = yield from finishing(drawings, [streams[index] for index in chosen])
+            for index, photo in zip(chosen, made, strict=True):
+                current[index] = replace(photo, mask=photos[index].mask)
+        return current
+
+    return Order(turns, asking())
 
 
 def _places(photo: Photo, scale: int) -> tuple[Mask, list[Box]]:
@@ -121,6 +130,17 @@ class Harmonise(Compose):
         """
         steps = checked_steps(self.default_steps if steps is None else steps)
         return self.drawn_with(partial(self._draw, steps), label, count, seed)
+
+    def sample_several(self, requests: Sequence[Request], steps: int | None = None) -> list[list[Photo]]:
+        """As `sample` of each request, their fields drawn together: up to rounding the same photos.
+
+        Raises:
+            InputError: as `sample`.
+        """
+        steps = checked_steps(self.default_steps if steps is None else steps)
+        composed = [(super(Harmonise, self).sample(each.label, each.count, each.seed), each.seed) for each in requests]
+        orders = [_order(photos, self.prior.scale, self.sensor, seed) for photos, seed in composed]
+        return drawn_in_turns(orders, partial(self._draw, steps))
 
     def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
         """As `sample`, with fields drawn by something else."""

@@ -30,6 +30,7 @@ from gmel.synthesis.diffusion.prior import digest_of
 from gmel.synthesis.diffusion.stitching import Field, Group, compiled_gflop, draw_together, stitched
 from gmel.synthesis.diffusion.training import Training, train
 from gmel.synthesis.diffusion.unet import Conv, Linear, space_to_depth
+from gmel.synthesis.diffusion.watching import watched
 from gmel.synthesis.diffusion.weights import named_weights, with_weights
 from gmel.synthesis.diffusion.windows import SIDE
 from gmel.synthesis.generator import NO_MEANS, Arrays, Means
@@ -39,6 +40,8 @@ __all__ = ["Chain", "ContrastiveLoss", "EnergyNet", "Langevin", "LangevinPlan", 
 
 Slope = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 _START = 1.0
+_TOLD_EVERY = 5
+"""Steps of a chain after which a watcher is told: a step is short against the call of a program."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ def walk(
         chain: step and temperature.
     """
 
-    def move(x: Array, n: Array) -> tuple[Array, None]:
-        moved = x - 0.5 * chain.step**2 * slope(x) + chain.temperature * chain.step * n
-        return jnp.clip(moved, -chain.bound, chain.bound), None
+    return jax.lax.scan(lambda x, n: (_moved(slope, x, n, chain), None), x, noise)[0]
 
-    return jax.lax.scan(move, x, noise)[0]
+
+def _moved(slope: Slope, x: Array, n: Array, chain: Chain) -> Array:
+    """One step of `walk`."""
+    moved = x - 0.5 * chain.step**2 * slope(x) + chain.temperature * chain.step * n
+    return jnp.clip(moved, -chain.bound, chain.bound)
 
 
 class EnergyNet(eqx.Module):
@@ -226,18 +231,20 @@ class Langevin(Drawer):
     def _draw(self, steps: int, fields: list[Field]) -> list[Floats]:
         def walked(group: Group) -> Array:
             noise = group.flat([_walk_noise(field, steps) for field in group.fields])
-            return _walk_windows(
-                self.net,
-                group.start,
-                group.known,
-                group.mask,
-                group.noise,
-                noise,
-                group.index,
-                group.weight,
-                group.labels,
-                self.chain,
-            )
+            given = (group.known, group.mask, group.index, group.weight, group.labels)
+            watch = watched()
+            if watch is None:
+                return _walk_windows(self.net, group.start, group.noise, noise, given, self.chain)
+            x = group.start + _START * group.noise
+            for first in range(0, steps, _TOLD_EVERY):
+                block = noise[first : first + _TOLD_EVERY]
+                count = len(block)
+                # Blocks of one length, so that there is one program for any number of steps.
+                block = jnp.zeros((_TOLD_EVERY, *x.shape)).at[:count].set(block)
+                x = _walk_block(self.net, x, block, jnp.asarray(count), given, self.chain)
+                jax.block_until_ready(x)
+                watch(first + count, steps)
+            return _held(x, given)
 
         return draw_together(fields, walked)
 
@@ -276,24 +283,44 @@ def _walk_noise(field: Field, steps: int) -> Floats:
     return np.random.default_rng(field.seed).standard_normal((steps, *field.start.shape), np.float32)
 
 
+_Given = tuple[Array, Array, Array, Array, Array]
+"""Of a group: known, mask, index, weight, labels."""
+
+
 @eqx.filter_jit
 def _walk_windows(
     net: EnergyNet,
     start: Float[Array, "pixels"],
-    known: Float[Array, "pixels"],
-    mask: Float[Array, "pixels"],
     noise: Float[Array, "pixels"],
     walked: Float[Array, "steps pixels"],
-    index: Int[Array, "windows side side"],
-    weight: Float[Array, "windows side side"],
-    labels: Int[Array, "windows"],
+    given: _Given,
     chain: Chain,
 ) -> Float[Array, "pixels"]:
+    return _held(walk(_mean_slope(net, given), start + _START * noise, walked, chain), given)
+
+
+@eqx.filter_jit
+def _walk_block(
+    net: EnergyNet,
+    x: Float[Array, "pixels"],
+    walked: Float[Array, "steps pixels"],
+    count: Int[Array, ""],
+    given: _Given,
+    chain: Chain,
+) -> Float[Array, "pixels"]:
+    """The first `count` steps of a block."""
+    slope = _mean_slope(net, given)
+    return jax.lax.fori_loop(0, count, lambda step, x: _moved(slope, x, walked[step], chain), x)
+
+
+def _mean_slope(net: EnergyNet, given: _Given) -> Slope:
     """Every pixel follows the mean slope of the windows over it, as in the stitched samplers of diffusion."""
+    known, mask, index, weight, labels = given
     whole = stitched(lambda x, _: net.slope(x, labels), index, weight)
     held = (1.0 - mask) * known
+    return lambda x: mask * whole(mask * x + held, jnp.zeros(()))
 
-    def slope(x: Array) -> Array:
-        return mask * whole(mask * x + held, jnp.zeros(()))
 
-    return mask * walk(slope, start + _START * noise, walked, chain) + held
+def _held(x: Float[Array, "pixels"], given: _Given) -> Float[Array, "pixels"]:
+    known, mask = given[:2]
+    return mask * x + (1.0 - mask) * known

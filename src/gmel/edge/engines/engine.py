@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 
-__all__ = ["Answer", "Engine", "LostError", "RefusedError", "Told", "read_answer"]
+__all__ = ["Answer", "Engine", "LostError", "RefusedError", "SilentError", "Told", "read_answer"]
 
+_MOST_TOGETHER = 2**20
 _KIND = re.compile(r"[A-Za-z0-9.+-]{1,40}/[A-Za-z0-9.+-]{1,40}")
 
 Told = Callable[[str, dict[str, Any]], None]
@@ -18,6 +19,10 @@ Told = Callable[[str, dict[str, Any]], None]
 
 class LostError(Exception):
     """The server broke off, cannot be reached, or fell silent: the task has to run elsewhere."""
+
+
+class SilentError(LostError):
+    """Nothing was heard for too long, or no end came: the server may be alive."""
 
 
 class RefusedError(Exception):
@@ -35,6 +40,8 @@ class Answer:
         wait_s: seconds in the queue of the server.
         switch_s: seconds until its model was in memory.
         service_s: seconds of work.
+        together: photos that this work has made, those of tasks that were drawn with it among them; 0 where it does
+            not say.
     """
 
     data: bytes | None
@@ -43,24 +50,35 @@ class Answer:
     wait_s: float = 0.0
     switch_s: float = 0.0
     service_s: float = 0.0
+    together: int = 0
+
+    def own_s(self, task: Task) -> float:
+        """Its share of the work, in seconds: by photos."""
+        return self.service_s * task.images / max(self.together, task.images)
 
 
 def read_answer(said: Mapping[str, Any], data: bytes | None) -> Answer:
     """An answer from what a server says of it; `data` is None where the task failed.
 
     Raises:
-        ValueError: times that are no times. They would stay in the record of the task for ever.
+        ValueError: times that are no times, or photos that are no number. They would stay in the record of the task
+            for ever.
     """
     times = [said.get(name, 0.0) for name in ("wait_s", "switch_s", "service_s")]
     for time_s in times:
         if isinstance(time_s, bool) or not isinstance(time_s, int | float) or not -1e9 <= time_s <= 1e9:
             raise ValueError("times must be numbers of seconds")
+    together = said.get("together", 0)
+    if isinstance(together, float) and together.is_integer():  # JSON does not tell 4 from 4.0
+        together = int(together)
+    if isinstance(together, bool) or not isinstance(together, int) or not 0 <= together <= _MOST_TOGETHER:
+        raise ValueError("together must be a number of photos")
     wait_s, switch_s, service_s = (max(float(time_s), 0.0) for time_s in times)
     kind = str(said.get("kind", ""))
     if not _KIND.fullmatch(kind):  # it becomes a header
         kind = "application/octet-stream"
     error = (str(said.get("error") or "") or "failed")[:500] if data is None else None
-    return Answer(data, error, kind, wait_s, switch_s, service_s)
+    return Answer(data, error, kind, wait_s, switch_s, service_s, together)
 
 
 class Engine(Protocol):

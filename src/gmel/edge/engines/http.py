@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 
-from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told, read_answer
+from gmel.edge.engines.engine import Answer, LostError, RefusedError, SilentError, Told, read_answer
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 from gmel.edge.traces import CONTEXT
@@ -51,6 +51,8 @@ class HttpEngine:
                     await response.aread()
                     raise RefusedError(f"{server.name}: {response.status_code} {response.text[:200]}")
                 return await _read(response, server, told)
+        except httpx.TimeoutException as error:
+            raise SilentError(f"{server.name}: silent ({type(error).__name__})") from error
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, RecursionError) as error:
             raise LostError(f"{server.name}: {type(error).__name__} {error}".strip()) from error
 

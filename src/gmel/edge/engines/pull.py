@@ -6,16 +6,18 @@ server says in between is its sign of life.
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError, Told
+from gmel.edge.engines.engine import Answer, Engine, LostError, RefusedError, SilentError, Told
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 from gmel.edge.traces import CONTEXT
 
-__all__ = ["EitherEngine", "PullEngine"]
+__all__ = ["MOST_MARK", "EitherEngine", "PullEngine"]
+
+MOST_MARK = 64
 
 
 @dataclass
@@ -24,10 +26,12 @@ class _Errand:
     attempt: int
     told: Told
     answer: "asyncio.Future[Answer]"
-    heard: float = field(default_factory=time.monotonic)
+    heard: float
     fetched: bool = False
     context: str = ""
     """The `traceparent` of this attempt."""
+    mark: str = ""
+    """Of the process that fetched it."""
 
     def as_json(self) -> dict[str, Any]:
         given: dict[str, Any] = {"task": self.task.as_json(), "attempt": self.attempt}
@@ -39,10 +43,11 @@ class PullEngine:
 
     Args:
         stall_s: silence of a server after which it has stopped.
+        listened_s: seconds in which anything could be heard; silence is counted by them.
     """
 
-    def __init__(self, stall_s: float = 5.0) -> None:
-        self._stall_s = stall_s
+    def __init__(self, stall_s: float = 5.0, listened_s: Callable[[], float] = time.monotonic) -> None:
+        self._stall_s, self._listened_s = stall_s, listened_s
         self._errands: dict[str, dict[str, _Errand]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._gone: dict[str, set[str]] = {}
@@ -53,7 +58,7 @@ class PullEngine:
     async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
         """As :meth:`Engine.submit`."""
         errands = self._errands.setdefault(server.name, {})
-        errand = _Errand(task, attempt, told, asyncio.get_running_loop().create_future())
+        errand = _Errand(task, attempt, told, asyncio.get_running_loop().create_future(), self._listened_s())
         errand.context = CONTEXT.get()
         errands[task.id] = errand
         self._bell(server.name).set()
@@ -62,9 +67,9 @@ class PullEngine:
                 heard = errand.heard
                 if not errand.fetched:  # a busy server that asks again and again is no silent one
                     heard = max(heard, self._polled.get(server.name, heard))
-                left = heard + self._stall_s - time.monotonic()
+                left = heard + self._stall_s - self._listened_s()
                 if left <= 0:
-                    raise LostError(f"{server.name}: silent for {self._stall_s:g} s")
+                    raise SilentError(f"{server.name}: silent for {self._stall_s:g} s")
                 done, _ = await asyncio.wait([errand.answer], timeout=left)
                 if done:
                     return errand.answer.result()
@@ -96,15 +101,35 @@ class PullEngine:
                 if not errand.answer.done():
                     errand.answer.set_exception(LostError("the gateway closes"))
 
-    async def fetch(self, server: str, room: int, wait_s: float) -> dict[str, Any]:
+    def spare(self, server: str) -> None:
+        """A server takes no more: what it has not fetched goes elsewhere."""
+        for errand in self._errands.get(server, {}).values():
+            if not errand.fetched and not errand.answer.done():
+                errand.answer.set_exception(RefusedError(f"{server}: draining"))
+
+    def _missed(self, server: str, mark: str) -> None:
+        """What an earlier process of a server has fetched is gone with it; no need to wait for its silence."""
+        for errand in self._errands.get(server, {}).values():
+            if errand.fetched and errand.mark and errand.mark != mark and not errand.answer.done():
+                errand.answer.set_exception(LostError(f"{server}: was started anew"))
+
+    async def fetch(self, server: str, room: int, wait_s: float, mark: str = "") -> dict[str, Any]:
         """Tasks for a server that has room for some, as soon as there are any; and those that nobody wants any more.
 
         Who asks for the same server later takes the place of who asked before: after a restart nobody listens to the
         answer of the older request, and the tasks in it would be missed only after a while.
+
+        Args:
+            server: who asks.
+            room: tasks that it takes.
+            wait_s: how long it waits for some.
+            mark: of its process; empty where it has none.
         """
+        if mark:
+            self._missed(server, mark)
         bell = self._bell(server)
         until = time.monotonic() + wait_s
-        self._polled[server] = time.monotonic()
+        self._polled[server] = self._listened_s()
         turn = self._turn[server] = self._turn.get(server, 0) + 1
         bell.set()
         await asyncio.sleep(0)
@@ -117,7 +142,7 @@ class PullEngine:
             if (waiting and room > 0) or gone:
                 given = waiting[:room]
                 for errand in given:
-                    errand.fetched, errand.heard = True, time.monotonic()
+                    errand.fetched, errand.heard, errand.mark = True, self._listened_s(), mark
                 tasks = [errand.as_json() for errand in given]
                 return {"tasks": tasks, "cancelled": sorted(gone)}
             left = until - time.monotonic()
@@ -133,7 +158,7 @@ class PullEngine:
         errand = self._errands.get(server, {}).get(task_id)
         if errand is None:
             return False
-        errand.heard = time.monotonic()
+        errand.heard = self._listened_s()
         if event != "beat":
             errand.told(event, said)
         return True

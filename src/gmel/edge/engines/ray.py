@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gmel.edge.engines.engine import Answer, LostError, RefusedError, Told
+from gmel.edge.engines.engine import Answer, LostError, RefusedError, SilentError, Told
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.plant import Plant
 from gmel.edge.server.inputs import GivenPhotos
@@ -155,7 +155,7 @@ class RayEngine:
                 async with asyncio.timeout(self._stall_s):
                     await _result(actor.beat.remote())
         except TimeoutError as error:
-            raise LostError(f"{server.name}: silent for {self._stall_s:g} s") from error
+            raise SilentError(f"{server.name}: silent for {self._stall_s:g} s") from error
         except self._ray.exceptions.RayError as error:
             raise LostError(f"{server.name}: {type(error).__name__}") from error
         finally:
@@ -211,4 +211,5 @@ def _answer(server: ServerState, said: dict[str, Any]) -> Answer:
         float(said["wait_s"]),
         float(said["switch_s"]),
         float(said["service_s"]),
+        int(said["together"]),
     )

@@ -20,6 +20,7 @@ from gmel.edge.engines.http import HttpEngine
 from gmel.edge.engines.pull import EitherEngine, PullEngine
 from gmel.edge.fleet import Fleet
 from gmel.edge.inputs import Inputs
+from gmel.edge.keeping import Keeper
 from gmel.edge.keys import OPEN, Caller, Keys
 from gmel.edge.ledger import Entry, Ledger
 from gmel.edge.metrics import Metrics
@@ -67,6 +68,9 @@ class Settings:
         lease_s: beyond what was expected of it, after which a task that does not end goes elsewhere.
         store: URL of results and inputs (`gmel.edge.store.store_at`); none for the folder.
         inputs_bytes: most of all inputs together.
+        most_losses: servers that may break off while they run a task; then it has failed.
+        keep_days: that a task is kept after its end; 0 for ever.
+        keep_gb: results of at most so many gigabytes are kept; none: any number.
     """
 
     folder: Path
@@ -83,6 +87,9 @@ class Settings:
     lease_s: float = 60.0
     store: str | None = None
     inputs_bytes: int = 4 * 2**30
+    most_losses: int = 10
+    keep_days: float = 30.0
+    keep_gb: float | None = None
 
 
 class RefusalError(Exception):
@@ -109,7 +116,7 @@ class Gateway:
         self.decider.change(settings.policy, time.time())
         self.metrics = Metrics()
         self.recent = Recent()
-        self.pull = PullEngine(settings.stall_s)
+        self.pull = PullEngine(settings.stall_s, self.fleet.listened_s)
         self._engine, self._traces = engine, traces
         self.began_s = time.time()
         self._watchers: set[asyncio.Queue[str]] = set()
@@ -135,9 +142,19 @@ class Gateway:
             self.tell,
             settings.lease_s,
             self._traces,
+            settings.most_losses,
         )
         self.dispatcher.start()
-        looks = [self._look(), self.inputs.keep_tidy(self._named), *(self._ask(name) for name in self.engine.servers)]
+        self.keeper = Keeper(
+            self.ledger,
+            self.store,
+            self.dispatcher.writing,
+            self.dispatcher.leaving,
+            settings.keep_days,
+            settings.keep_gb,
+        )
+        looks = [self._look(), self.inputs.keep_tidy(self._named), self.keeper.keep()]
+        looks += [self._ask(name) for name in self.engine.servers]
         self._looking = [asyncio.create_task(each) for each in looks]
 
     async def close(self) -> None:
@@ -159,7 +176,7 @@ class Gateway:
         while True:
             beat = await self.engine.heartbeat(self.fleet.servers[name])
             if beat is not None:
-                self.fleet.hear(name, beat, time.monotonic())
+                self.fleet.hear(name, beat, self.fleet.now())
             await asyncio.sleep(BEAT_S)
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -234,7 +251,7 @@ class Gateway:
     def _reason_against(self, task: Task) -> Entry | None:
         """Turns a task away; or gives the entry of one that is here already, which costs nothing."""
         refusal: RefusalError | None = None
-        state = self.fleet.state(task.model, time.monotonic())
+        state = self.fleet.state(task.model, self.fleet.now())
         if state == "none alive":
             refusal = RefusalError(503, "no server is alive", 5.0)
         elif state == "not offered":
@@ -242,7 +259,7 @@ class Gateway:
         elif self.dispatcher.unstored > _MOST_UNSTORED:
             refusal = RefusalError(503, "the store takes nothing, and too many results wait for it", 5.0)
         elif len(self.dispatcher.jobs) >= self.settings.most_open:
-            now = time.monotonic()
+            now = self.fleet.now()
             alive = [each.backlog_s(now) for each in self.fleet.servers.values() if each.alive(now)]
             refusal = RefusalError(429, f"all servers are busy: {self.settings.most_open} tasks are open", min(alive))
         elif not self._within_rate(task.device):
@@ -315,7 +332,7 @@ class Gateway:
 
     def state(self) -> dict[str, Any]:
         """All that the page of an operator shows."""
-        now = time.monotonic()
+        now = self.fleet.now()
         return {
             "gmel": __version__,
             "plant": self.plant.name,
@@ -341,7 +358,7 @@ class Gateway:
         """Tells when a server falls silent, drains, or is back."""
         before = dict[str, bool]()
         while True:
-            now = time.monotonic()
+            now = self.fleet.now()
             for server in self.fleet.servers.values():
                 alive = server.alive(now)
                 if before.get(server.name, False) != alive:
@@ -390,7 +407,7 @@ class Gateway:
 
     def exposition(self) -> bytes:
         """Metrics as Prometheus reads them."""
-        now, metrics = time.monotonic(), self.metrics
+        now, metrics = self.fleet.now(), self.metrics
         metrics.waiting.set(len(self.dispatcher.jobs))
         metrics.parked.set(len(self.dispatcher.parked))
         metrics.fallbacks.set(self.decider.fallbacks)

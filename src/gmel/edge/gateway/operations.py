@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from importlib import resources
 
@@ -40,7 +39,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Whether tasks are taken: the disk takes them, and a server is alive."""
         await gateway.ledger.flush()
-        now = time.monotonic()
+        now = gateway.fleet.now()
         alive = sum(server.alive(now) for server in gateway.fleet.servers.values())
         return JSONResponse({"ready": alive > 0, "servers": alive}, 200 if alive else 503)
 

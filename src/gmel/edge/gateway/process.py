@@ -5,7 +5,7 @@ from collections.abc import Callable
 from gmel.edge.engines.engine import Engine
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import LEDGER, RESULTS, Settings
-from gmel.edge.ledger import check_ledger
+from gmel.edge.ledger_file import check_ledger
 from gmel.edge.logs import structured_logs
 from gmel.edge.plant import Plant, plant_of
 from gmel.edge.recovery import recover_ledger

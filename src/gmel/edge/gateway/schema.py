@@ -75,6 +75,7 @@ _BEAT: dict[str, Any] = {
         "foreign_s": {"type": "number", "minimum": 0, "maximum": 1e9, "description": "Work from elsewhere."},
         "draining": {"type": "boolean", "default": False},
         "running": {"type": "integer", "minimum": 0, "maximum": 1_000_000, "default": 0},
+        "together": {"type": "integer", "minimum": 1, "maximum": 256, "default": 1, "description": "Photos in one go."},
     },
 }
 
@@ -83,6 +84,7 @@ _FETCH: dict[str, Any] = {
     "properties": {
         "room": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 1},
         "wait_s": {"type": "number", "minimum": 0, "maximum": 60, "default": 20},
+        "mark": {"type": "string", "maxLength": 64, "default": "", "description": "Of the process that fetches."},
     },
 }
 
@@ -105,6 +107,7 @@ _BRING: dict[str, Any] = {
         "wait_s": _TIME,
         "switch_s": _TIME,
         "service_s": _TIME,
+        "together": {"type": "integer", "minimum": 0, "maximum": 2**20, "description": "Photos that the work made."},
     },
 }
 

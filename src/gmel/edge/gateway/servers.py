@@ -2,13 +2,14 @@
 
 import asyncio
 import base64
-import time
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from gmel.edge.bodies import read_json
 from gmel.edge.engines.engine import read_answer
+from gmel.edge.engines.pull import MOST_MARK
 from gmel.edge.fleet import read_beat
 from gmel.edge.gateway.gateway import MOST_BODY, MOST_WAIT_S, Gateway
 from gmel.edge.gateway.schema import BEAT_BODY, BRING_BODY, FETCH_BODY, HEAR_BODY, Name, answers, gives
@@ -26,14 +27,17 @@ def add_servers(app: FastAPI, gateway: Gateway) -> None:
         """The heartbeat of a server, every second. The first one is how it joins."""
         gateway.server(request, name)
         said = read_beat(await read_json(request, MOST_BODY))
-        server = gateway.fleet.hear(name, said, time.monotonic())
+        server = gateway.fleet.hear(name, said, gateway.fleet.now())
+        if said.draining:
+            gateway.dispatcher.spare(server)
+            gateway.pull.spare(name)
         return JSONResponse({"name": name, "tasks": len(server.flights)})
 
     @app.get("/v1/servers", responses=gives("servers"))
     async def servers(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """What is known of each server."""
         gateway.caller(request)
-        return JSONResponse({"servers": gateway.servers(time.monotonic())})
+        return JSONResponse({"servers": gateway.servers(gateway.fleet.now())})
 
     @app.get("/v1/plant", responses=gives("plant"))
     async def described(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -45,16 +49,9 @@ def add_servers(app: FastAPI, gateway: Gateway) -> None:
     async def fetch(request: Request, name: Name) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Tasks for a server that fetches them; answers when there are some, or after `wait_s`."""
         gateway.server(request, name)
-        body = await read_json(request, MOST_BODY)
-        room, wait_s = body.get("room", 1), body.get("wait_s", 20.0)
-        if isinstance(room, float) and room.is_integer():
-            room = int(room)
-        if isinstance(room, bool) or not isinstance(room, int) or not 0 <= room <= 1000:
-            raise InputError("room: must be a whole number from 0 to 1000")
-        if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 <= wait_s <= MOST_WAIT_S:
-            raise InputError(f"wait_s: must be a number from 0 to {MOST_WAIT_S:g}")
+        room, wait_s, mark = _asked(await read_json(request, MOST_BODY))
         # Whoever asks may die meanwhile; tasks that are given to nobody would be missed only after a while.
-        fetching = asyncio.ensure_future(gateway.pull.fetch(name, room, float(wait_s)))
+        fetching = asyncio.ensure_future(gateway.pull.fetch(name, room, wait_s, mark))
         leaving = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait([fetching, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -91,6 +88,20 @@ def add_servers(app: FastAPI, gateway: Gateway) -> None:
         except (ValueError, TypeError) as error:
             raise InputError("data: must be base64, and times numbers of seconds") from error
         return JSONResponse({"wanted": gateway.pull.bring(name, task_id, None if event == "gone" else answer, reason)})
+
+
+def _asked(body: dict[str, Any]) -> tuple[int, float, str]:
+    """Room, seconds to wait and mark of a server that fetches."""
+    room, wait_s, mark = body.get("room", 1), body.get("wait_s", 20.0), body.get("mark", "")
+    if isinstance(room, float) and room.is_integer():
+        room = int(room)
+    if isinstance(room, bool) or not isinstance(room, int) or not 0 <= room <= 1000:
+        raise InputError("room: must be a whole number from 0 to 1000")
+    if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 <= wait_s <= MOST_WAIT_S:
+        raise InputError(f"wait_s: must be a number from 0 to {MOST_WAIT_S:g}")
+    if not isinstance(mark, str) or len(mark) > MOST_MARK:
+        raise InputError(f"mark: must be up to {MOST_MARK} characters")
+    return room, float(wait_s), mark
 
 
 async def _gone(request: Request) -> None:

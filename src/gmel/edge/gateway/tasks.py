@@ -37,7 +37,8 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
         entry, new = await gateway.accept(task, caller, request.headers.get("traceparent", ""))
         if wait_s > 0 and await gateway.ended(task.id, wait_s):
             ended = gateway.ledger.get(task.id)
-            assert ended is not None
+            if ended is None:
+                raise _not_here(gateway, task.id)
             return JSONResponse({**_shown(gateway, ended), "new": new})
         return JSONResponse({"id": task.id, "state": entry.state, "new": new}, 202 if new else 200)
 
@@ -76,7 +77,8 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
         """Cancels a task that has not ended; one that has stays as it is."""
         _entry_for(gateway, request, task_id)
         entry = await gateway.dispatcher.cancel(task_id)
-        assert entry is not None
+        if entry is None:  # it was old, and has just left
+            raise _not_here(gateway, task_id)
         return JSONResponse(_shown(gateway, entry))
 
     _add_results(app, gateway)
@@ -149,8 +151,14 @@ def _entry_for(gateway: Gateway, request: Request, task_id: str) -> Entry:
     caller = gateway.caller(request)
     entry = gateway.ledger.get(task_id)
     if entry is None or not caller.may("device", entry.task.device):
-        raise RefusalError(404, f"task {task_id[:64]!r}: not here")
+        raise _not_here(gateway, task_id)
     return entry
+
+
+def _not_here(gateway: Gateway, task_id: str) -> RefusalError:
+    days = gateway.settings.keep_days
+    kept = f"; tasks are kept for {days:g} days after their end" if days > 0 else ""
+    return RefusalError(404, f"task {task_id[:64]!r}: not here{kept}")
 
 
 def _shown(gateway: Gateway, entry: Entry) -> dict[str, Any]:

@@ -53,6 +53,8 @@ async def follow(run: Run) -> AsyncGenerator[dict[str, Any]]:
             try:
                 async with asyncio.timeout(BEAT_S):
                     line = await news.get()
+                    while line["event"] == "progress" and not news.empty():
+                        line = news.get_nowait()  # who reads slowly gets the newest, and the end without delay
             except TimeoutError:
                 line = {"event": "beat"}
             yield line

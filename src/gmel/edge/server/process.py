@@ -44,6 +44,7 @@ class ServerOptions:
         verify: certificates of the gateway that are trusted.
         site_rows: file of the rows of a site (`gmel.federation.site_file`), to take part in federated rounds.
         traced: whether spans of tasks are sent also where the environment names no collector.
+        together: photos of different tasks that are drawn together; 1 for each task alone.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ServerOptions:
     verify: bool | str = True
     site_rows: Path | None = None
     traced: bool = False
+    together: int = 1
 
 
 def plant_at(gateway: str, key: str | None, verify: bool | str = True) -> Plant:
@@ -118,7 +120,7 @@ async def _serve(
     say: Callable[[str], None],
     traces: Traces,
 ) -> None:
-    runner = Runner(source, options.gpus, options.memory_gb, traces=traces)
+    runner = Runner(source, options.gpus, options.memory_gb, together=options.together, traces=traces)
     runner.start()
     url = None if options.pull else (options.advertise or address)
     line = Reporting(options.name, options.gateway, runner, url, options.speed, options.key, options.verify)
@@ -130,8 +132,15 @@ async def _serve(
     app = server_app(options.name, runner, None if options.keys is None else Keys(options.keys), site)
 
     async def drain() -> None:
+        # Said at once, else the gateway would send more until the next heartbeat; and once more when all is done, so
+        # that a word that was lost on the way is not missed.
+        runner.draining = True
+        saying = asyncio.create_task(line.say()) if options.gateway else None
         await runner.drain()
         await line.delivered()
+        if saying is not None:
+            await saying
+            await line.say()
 
     reporting = asyncio.create_task(line.keep()) if options.gateway else None
     try:

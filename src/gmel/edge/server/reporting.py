@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from gmel.edge.fleet import Beat
+from gmel.edge.fleet import AHEAD, Beat
 from gmel.edge.server.app import BEAT_S, follow
 from gmel.edge.server.runner import Run, Runner
 from gmel.edge.task import read_task
@@ -36,6 +37,7 @@ class Reporting:
         speed: work units per second, 0 where it is not known.
         key: what the gateway is shown.
         verify: false, or a file of certificates.
+        mark: tells this process from the one before it, whose tasks are gone.
     """
 
     name: str
@@ -45,6 +47,9 @@ class Reporting:
     speed: float = 0.0
     key: str | None = None
     verify: bool | str = True
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    _now: asyncio.Event = field(default_factory=asyncio.Event)
+    _asked: "list[asyncio.Event]" = field(default_factory=list[asyncio.Event])
     _telling: "set[asyncio.Task[None]]" = field(default_factory=set["asyncio.Task[None]"])
 
     async def keep(self) -> None:
@@ -74,12 +79,15 @@ class Reporting:
             foreign_s=runner.backlog_s(direct=True),
             draining=runner.draining,
             running=len(runner.runs),
+            together=runner.together,
         )
 
     async def _beat(self, client: httpx.AsyncClient) -> None:
         said = ""
         while True:
             began = time.monotonic()
+            asked, self._asked = self._asked, []
+            self._now.clear()
             trouble = ""
             try:
                 answer = await client.put(f"/v1/servers/{self.name}", json=asdict(self.beat()), timeout=BEAT_S * 2)
@@ -90,7 +98,20 @@ class Reporting:
             if trouble != said:
                 _log.warning("%s", trouble or f"gateway {self.gateway}: reached")
                 said = trouble
-            await asyncio.sleep(max(BEAT_S - (time.monotonic() - began), 0.05))
+            for each in asked:
+                each.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(BEAT_S - (time.monotonic() - began), 0.05)):
+                    await self._now.wait()
+
+    async def say(self) -> None:
+        """Says a heartbeat at once. Returns when the gateway has it, or could not be told within two of them."""
+        said = asyncio.Event()
+        self._asked.append(said)
+        self._now.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * BEAT_S):
+                await said.wait()
 
     async def delivered(self) -> None:
         """Returns when the end of everything that was fetched is at the gateway, or was tried for long enough."""
@@ -104,10 +125,12 @@ class Reporting:
 
     async def _fetch(self, client: httpx.AsyncClient, group: asyncio.TaskGroup) -> None:
         while True:
-            room = 0 if self.runner.draining else max(self.runner.gpus + 2 - len(self.runner.runs), 0)
+            wanted = self.runner.gpus + max(AHEAD, self.runner.together)
+            room = 0 if self.runner.draining else max(wanted - len(self.runner.runs), 0)
             try:
                 answer = await client.post(
-                    f"/v1/servers/{self.name}/fetch", json={"room": room, "wait_s": _POLL_S if room else 1.0}
+                    f"/v1/servers/{self.name}/fetch",
+                    json={"room": room, "wait_s": _POLL_S if room else 1.0, "mark": self.mark},
                 )
                 answer.raise_for_status()
                 given = answer.json()

@@ -1,9 +1,11 @@
 """The queue of an edge server: tasks one after the other on each of its GPUs, models in limited memory.
 
-Idempotent by id: a task that is here, or was done here lately, is not run again.
+Idempotent by id: a task that is here, or was done here lately, is not run again. Tasks that follow one another, of the
+same model and number of steps, may be drawn together.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmel.edge.server.inputs import AwayError
-from gmel.edge.server.work import CancelledError, Loaded, Product, Source
+from gmel.edge.server.work import CancelledError, Loaded, Product, Several, Source, Tell
 from gmel.edge.task import Task
 from gmel.edge.traces import OFF, Traces, server_spans
 from gmel.scenario.errors import InputError
@@ -21,6 +23,8 @@ __all__ = ["Run", "Runner"]
 
 _KEPT_BYTES = 64 * 2**20
 _KEPT = 4096
+_TOLD_EVERY_S = 0.05
+"""Steps may be much shorter; nobody looks closer."""
 _LEARNING = 0.2
 """Weight of the newest task in what a photo of a model takes."""
 
@@ -42,6 +46,10 @@ class Run:
     error: str | None = None
     gone: bool = False
     """It was cancelled."""
+    together: int = 0
+    """Photos of all tasks that it is, or was, drawn with, its own among them."""
+    closed: bool = False
+    """Its end was told."""
     share: float = 0.0
     context: str = ""
     """The `traceparent` of the attempt that brought it."""
@@ -53,13 +61,14 @@ class Run:
         return self.product is not None or self.error is not None or self.gone
 
     def end(self) -> dict[str, Any]:
-        """The last line of its story."""
+        """The last line of its story. Of tasks that were drawn together each has the service of all of them."""
         if self.gone:
             return {"event": "gone", "error": self.error or "cancelled"}
         times = {
             "wait_s": self.began - self.queued,
             "switch_s": self.ready - self.began,
             "service_s": self.ended - self.ready,
+            "together": max(self.together, self.task.images),
         }
         if self.product is None:
             return {"event": "failed", "error": self.error, **times}
@@ -74,6 +83,7 @@ class Runner:
         gpus: tasks at once.
         memory_gb: for models; the least recently used leave when a new one does not fit.
         most: tasks that may wait.
+        together: photos of different tasks that are drawn together, at most; 1 for each task alone.
         traces: where their spans go.
     """
 
@@ -83,10 +93,11 @@ class Runner:
         gpus: int = 1,
         memory_gb: float = 16.0,
         most: int = 1000,
+        together: int = 1,
         traces: Traces = OFF,
     ) -> None:
         self._traces = traces
-        self.source, self.gpus, self.memory_gb, self.most = source, gpus, memory_gb, most
+        self.source, self.gpus, self.memory_gb, self.most, self.together = source, gpus, memory_gb, most, together
         self.runs: dict[str, Run] = {}
         self.draining = False
         self.loads = 0
@@ -122,7 +133,9 @@ class Runner:
             if direct and run.attempt > 0:
                 continue
             whole = self._image_s.get(run.task.model, 0.0) * run.task.images
-            ahead += whole if run.began == 0.0 else max(whole - (now - run.ready), 0.0)
+            # Of the time that tasks together have taken, each has had its share.
+            had_s = (now - run.ready) * run.task.images / max(run.together, run.task.images)
+            ahead += whole if run.began == 0.0 else max(whole - had_s, 0.0)
         return ahead / self.gpus if busy >= self.gpus else 0.0
 
     def find(self, task_id: str) -> Run | None:
@@ -162,6 +175,8 @@ class Runner:
         if run in self._waiting:
             self._waiting.remove(run)
             self._end(run)
+        elif run.together > run.task.images:  # the others go on, and it does not wait for them
+            self._end(run)
         return True
 
     async def drain(self) -> None:
@@ -189,26 +204,82 @@ class Runner:
             run.began = run.ready = time.monotonic()
             try:
                 model = await self._model(run)
-                run.ready = time.monotonic()
-                _tell(run, {"event": "running"})
+            except Exception as error:  # a model must not stop the server
+                self._fail(run, error)
+                continue
+            batch = [run] if run.gone else [run, *self._alike(run, model)]
+            if len(batch) > 1 and await self._several(loop, batch, model):
+                continue
+            for each in batch:
+                await self._alone(loop, each, model)
 
-                def tell(share: float, run: Run = run) -> None:
-                    loop.call_soon_threadsafe(_progress, run, share)
+    def _alike(self, first: Run, model: Loaded) -> list[Run]:
+        """Takes those that can be drawn with a task from the head of the queue."""
+        found: list[Run] = []
+        photos = first.task.images
+        while self._waiting and isinstance(model, Several):
+            task = self._waiting[0].task
+            photos += task.images
+            same = (task.model, task.steps, task.input) == (first.task.model, first.task.steps, first.task.input)
+            if not same or photos > self.together:
+                break
+            found.append(self._waiting.popleft())
+        return found
 
-                product = await loop.run_in_executor(self._threads, model.run, run.task, tell, run.stop)
-                run.ended = time.monotonic()
-                run.product = product
-            except CancelledError:
+    async def _several(self, loop: asyncio.AbstractEventLoop, batch: list[Run], model: Loaded) -> bool:
+        """Does tasks together; False where that did not work, and each has to be done alone."""
+        assert isinstance(model, Several)
+        now = time.monotonic()
+        for run in batch:
+            run.began, run.ready = run.began or now, now
+            run.together = sum(each.task.images for each in batch)
+            _tell(run, {"event": "running"})
+        tells, stops = [_teller(loop, run) for run in batch], [run.stop for run in batch]
+        tasks = [run.task for run in batch]
+        try:
+            products = await loop.run_in_executor(self._threads, model.run_several, tasks, tells, stops)
+        except CancelledError:
+            for run in batch:
                 run.gone = True
-            except AwayError as error:  # no fault of the task: it is to run elsewhere, or later
-                run.gone, run.error = True, str(error)
-            except InputError as error:
-                run.ended, run.error = time.monotonic(), str(error)
-            except MemoryError:
-                run.ended, run.error = time.monotonic(), "out of memory"
-            except Exception as error:  # a task must not stop the server
-                run.ended, run.error = time.monotonic(), f"{type(error).__name__}: {error}"[:500]
+                self._end(run)
+            return True
+        except Exception:  # one that cannot be done, or too little memory, is no fault of the others
+            now = time.monotonic()
+            for run in batch:
+                run.together, run.began, run.ready = 0, now, now
+            return False
+        now = time.monotonic()
+        for run, product in zip(batch, products, strict=True):
+            if not run.gone:
+                run.ended, run.product = now, product
             self._end(run)
+        return True
+
+    async def _alone(self, loop: asyncio.AbstractEventLoop, run: Run, model: Loaded) -> None:
+        if run.gone:
+            self._end(run)
+            return
+        run.ready = time.monotonic()
+        _tell(run, {"event": "running"})
+        try:
+            product = await loop.run_in_executor(self._threads, model.run, run.task, _teller(loop, run), run.stop)
+        except Exception as error:  # a task must not stop the server
+            self._fail(run, error)
+            return
+        run.ended, run.product = time.monotonic(), product
+        self._end(run)
+
+    def _fail(self, run: Run, error: Exception) -> None:
+        if isinstance(error, CancelledError):
+            run.gone = True
+        elif isinstance(error, AwayError):  # no fault of the task: it is to run elsewhere, or later
+            run.gone, run.error = True, str(error)
+        else:
+            run.ended = time.monotonic()
+            run.error = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"[:500]
+            if isinstance(error, InputError):
+                run.error = str(error)
+        self._end(run)
 
     async def _model(self, run: Run) -> Loaded:
         """The model of a task, from memory or the disk; one is loaded at a time."""
@@ -229,11 +300,14 @@ class Runner:
         return self._models[name]
 
     def _end(self, run: Run) -> None:
+        if run.closed:
+            return
+        run.closed = True
         if self.runs.get(run.task.id) is run:  # it may have been cancelled and sent again meanwhile
             del self.runs[run.task.id]
         if run.product is not None:
             self.done += 1
-            each_s = (run.ended - run.ready) / run.task.images
+            each_s = (run.ended - run.ready) / max(run.together, run.task.images)
             before_s = self._image_s.get(run.task.model, each_s)
             self._image_s[run.task.model] = before_s + _LEARNING * (each_s - before_s)
             before = self._done.pop(run.task.id, None)
@@ -251,6 +325,20 @@ class Runner:
         facts = {"error": run.error} if run.error else {"cancelled": True} if run.gone else {"images": run.task.images}
         ended = run.ended or time.monotonic()
         server_spans(self._traces, run.context, run.queued, run.began, run.ready, ended, **facts)
+
+
+def _teller(loop: asyncio.AbstractEventLoop, run: Run) -> Tell:
+    """Tells the loop of progress, from the thread that works; the end always."""
+    told = -math.inf
+
+    def tell(share: float) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= _TOLD_EVERY_S or share >= 1.0:
+            told = now
+            loop.call_soon_threadsafe(_progress, run, share)
+
+    return tell
 
 
 def _progress(run: Run, share: float) -> None:

@@ -1,7 +1,7 @@
 """What an edge server can run: generators of `gmel.synthesis`, and one that only takes its time.
 
 A task gives the same photos on whatever server it runs: they are drawn in fixed portions, each with a seed of its own
-from that of the task. Between portions a task can be cancelled, and tells how far it is.
+from that of the task. Between denoising steps a task can be cancelled, and tells how far it is.
 """
 
 import io
@@ -12,17 +12,21 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from gmel.edge.plant import Plant
 from gmel.edge.server.inputs import Photos, drawn_on
 from gmel.edge.task import Task, check_name
 from gmel.scenario.errors import InputError
 
-__all__ = ["CancelledError", "Loaded", "NoModels", "Product", "Sleeping", "Source", "Synthesis"]
+if TYPE_CHECKING:
+    from gmel.synthesis.generator import Generator, Request
+    from gmel.synthesis.photo import Photo
+
+__all__ = ["CancelledError", "Loaded", "NoModels", "Product", "Several", "Sleeping", "Source", "Synthesis", "Tell"]
 
 PORTION = 4
-"""Photos that are drawn together."""
+"""Photos that share a seed."""
 
 Tell = Callable[[float], None]
 """Is told the share that is done."""
@@ -54,6 +58,22 @@ class Loaded(Protocol):
         Raises:
             CancelledError: `stop` was set.
             InputError: the task cannot be done by this model.
+        """
+        ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A model that does several tasks of the same number of steps in one go."""
+
+    def run_several(
+        self, tasks: Sequence[Task], tells: Sequence[Tell], stops: Sequence[threading.Event]
+    ) -> list[Product]:
+        """Does tasks, in a thread of its own; each product is that of :meth:`Loaded.run`, up to rounding.
+
+        Raises:
+            CancelledError: all of `stops` were set.
+            InputError: one of the tasks cannot be done by this model.
         """
         ...
 
@@ -102,28 +122,103 @@ class Synthesis:
 
 
 class _Generator:
-    def __init__(self, generator: object, memory_gb: float, slow: float, photos: Photos | None) -> None:
+    def __init__(self, generator: "Generator", memory_gb: float, slow: float, photos: Photos | None) -> None:
         self._generator, self._slow, self._photos = generator, slow, photos
         self.memory_gb = memory_gb
 
     def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
-        from gmel.synthesis.generator import Generator  # noqa: PLC0415
-        from gmel.synthesis.photo import Photo  # noqa: PLC0415
+        from gmel.synthesis.diffusion.watching import watching  # noqa: PLC0415
 
-        generator: Generator = self._generator  # pyright: ignore[reportAssignmentType]
-        label = task.label or generator.labels[0]
-        if task.input:
-            generator = drawn_on(generator, label, task, self._photos)
+        generator = self._drawing(task)
         photos: list[Photo] = []
-        for portion, first in enumerate(range(0, task.images, PORTION)):
-            began = time.perf_counter()
-            count = min(PORTION, task.images - first)
-            photos += generator.sample(label, count, _seed(task.seed, portion), task.steps)
-            pause_s = (self._slow - 1.0) * (time.perf_counter() - began)
-            if stop.wait(max(pause_s, 0.0)):
-                raise CancelledError
+        pace = _Pace(self._slow, [stop])
+        for request in self._requests(task):
+            first = len(photos)
+
+            def watch(step: int, steps: int, first: int = first, count: int = request.count) -> None:
+                pace.keep()
+                tell((first + count * step / steps) / task.images)
+
+            with watching(watch):
+                photos += generator.sample(request.label, request.count, request.seed, task.steps)
+            pace.keep()
             tell(len(photos) / task.images)
         return Product(packed(photos, task), "application/zip")
+
+    def run_several(
+        self, tasks: Sequence[Task], tells: Sequence[Tell], stops: Sequence[threading.Event]
+    ) -> list[Product]:
+        from gmel.synthesis.diffusion.watching import watching  # noqa: PLC0415
+        from gmel.synthesis.generator import sample_several  # noqa: PLC0415
+
+        pace = _Pace(self._slow, stops)
+
+        def watch(step: int, steps: int) -> None:
+            pace.keep()
+            for tell in tells:
+                tell(step / steps)
+
+        orders = [self._requests(task) for task in tasks]
+        with watching(watch):
+            every = [request for requests in orders for request in requests]
+            made = sample_several(self._drawing(*tasks), every, tasks[0].steps)
+        pace.keep()
+        products: list[Product] = []
+        for task, requests in zip(tasks, orders, strict=True):
+            own, made = made[: len(requests)], made[len(requests) :]
+            photos = [photo for portion in own for photo in portion]
+            products.append(Product(packed(photos, task), "application/zip"))
+        for tell in tells:
+            tell(1.0)
+        return products
+
+    def _drawing(self, *tasks: Task) -> "Generator":
+        """The generator for tasks of the same input, if they have one."""
+        generator = self._generator
+        if tasks[0].input:
+            for task in tasks:
+                generator = drawn_on(generator, self._label(task), task, self._photos)
+        return generator
+
+    def _label(self, task: Task) -> str:
+        return task.label or self._generator.labels[0]
+
+    def _requests(self, task: Task) -> "list[Request]":
+        """The portions of a task."""
+        from gmel.synthesis.generator import Request  # noqa: PLC0415
+
+        label = self._label(task)
+        return [
+            Request(label, min(PORTION, task.images - first), _seed(task.seed, portion))
+            for portion, first in enumerate(range(0, task.images, PORTION))
+        ]
+
+
+class _Pace:
+    """Stretches work to `slow` times as long, and ends it once nobody wants any of it.
+
+    Args:
+        slow: 1 or more.
+        stops: of the tasks that are worked on.
+    """
+
+    def __init__(self, slow: float, stops: "Sequence[threading.Event]") -> None:
+        self._slow, self._stops = slow, stops
+        self._rested = time.perf_counter()
+
+    def keep(self) -> None:
+        """Waits for what was done since the last call.
+
+        Raises:
+            CancelledError: all stops are set.
+        """
+        ends = time.perf_counter() + (self._slow - 1.0) * (time.perf_counter() - self._rested)
+        for stop in self._stops:
+            if not stop.wait(max(ends - time.perf_counter(), 0.0)):
+                break
+        else:
+            raise CancelledError
+        self._rested = time.perf_counter()
 
 
 class NoModels:
@@ -178,15 +273,13 @@ class _Sleeper:
         return Product(self.data, "text/plain")
 
 
-def packed(photos: Sequence[object], task: Task) -> bytes:
+def packed(photos: "Sequence[Photo]", task: Task) -> bytes:
     """Photos, their masks and the task as a ZIP of PNG files; the same photos give the same bytes."""
     from gmel.synthesis.data.write import png_bytes  # noqa: PLC0415
-    from gmel.synthesis.photo import Photo  # noqa: PLC0415
 
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for number, photo in enumerate(photos):
-            assert isinstance(photo, Photo)
             _add(archive, f"{number:03d}.png", png_bytes(photo.image))
             if photo.mask is not None:
                 _add(archive, f"{number:03d}.mask.png", png_bytes(photo.mask))

@@ -7,9 +7,10 @@ from functools import partial
 from typing import ClassVar, Self
 
 from gmel.scenario.errors import InputError
-from gmel.synthesis.diffusion.drawing import Draw
+from gmel.synthesis.diffusion.drawing import Draw, drawn_in_turns
 from gmel.synthesis.diffusion.looks import Looks
 from gmel.synthesis.diffusion.stitching import Field
+from gmel.synthesis.generator import Request
 from gmel.synthesis.photo import Floats, Photo
 
 __all__ = ["MOST_STEPS", "Drawer", "checked_steps"]
@@ -53,6 +54,16 @@ class Drawer:
         """
         steps = checked_steps(self.default_steps if steps is None else steps, self.most_steps)
         return self.drawn_with(partial(self._draw, steps), label, count, seed)
+
+    def sample_several(self, requests: Sequence[Request], steps: int | None = None) -> list[list[Photo]]:
+        """As `sample` of each request, their fields drawn together: up to rounding the same photos.
+
+        Raises:
+            InputError: as `sample`.
+        """
+        steps = checked_steps(self.default_steps if steps is None else steps, self.most_steps)
+        orders = [self.looks.order(self.mode, each.label, each.count, each.seed) for each in requests]
+        return drawn_in_turns(orders, partial(self._draw, steps))
 
     def drawn_with(self, draw: Draw, label: str, count: int, seed: int) -> list[Photo]:
         """As `sample`, with fields drawn by something else."""

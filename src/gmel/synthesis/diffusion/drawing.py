@@ -1,17 +1,30 @@
 """From fields of texture that a network draws to photos, and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmel.synthesis.diffusion.stitching import Field
+from gmel.synthesis.diffusion.watching import part
 from gmel.synthesis.diffusion.windows import Box, Mask, background, enlarged, reduced
 from gmel.synthesis.photo import Floats, Photo
 from gmel.synthesis.sensor import Sensor
 
-__all__ = ["AROUND", "CLIP", "Draw", "Drawing", "enlarged_mask", "field_of", "finished", "redrawn"]
+__all__ = [
+    "AROUND",
+    "CLIP",
+    "Asking",
+    "Draw",
+    "Drawing",
+    "Order",
+    "drawn_in_turns",
+    "enlarged_mask",
+    "field_of",
+    "finishing",
+    "redrawn",
+]
 
 AROUND = 2
 """Pixels around a defect that are drawn with it: its edge and its shadow."""
@@ -20,6 +33,8 @@ CLIP = 6.0
 
 Draw = Callable[[list[Field]], list[Floats]]
 """Draws fields of texture."""
+Asking = Generator[list[Field], list[Floats], list[Photo]]
+"""Asks for fields, turn after turn, is sent what was drawn of them, and returns photos."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +45,49 @@ class Drawing:
     finish: Callable[[Floats, np.random.Generator], Photo]
 
 
-def finished(drawings: list[Drawing], streams: list[np.random.Generator], draw: Draw) -> list[Photo]:
-    """The photos of drawings."""
-    drawn = draw([drawing.field for drawing in drawings])
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Photos that are to be drawn.
+
+    Attributes:
+        turns: how often it asks for fields: what is drawn on top of something waits for that.
+        asking: asks.
+    """
+
+    turns: int
+    asking: Asking
+
+
+def drawn_in_turns(orders: Sequence[Order], draw: Draw) -> list[list[Photo]]:
+    """The photos of orders. What they ask for in the same turn is drawn by one call; each order keeps its own random
+    streams, so company changes nothing beyond what it changes in `draw`."""
+    made: list[list[Photo]] = [[] for _ in orders]
+    asked: dict[int, list[Field]] = {}
+
+    def go_on(number: int, drawn: list[Floats] | None) -> None:
+        asking = orders[number].asking
+        try:
+            asked[number] = next(asking) if drawn is None else asking.send(drawn)
+        except StopIteration as end:
+            made[number] = end.value
+
+    for number in range(len(orders)):
+        go_on(number, None)
+    turns = max((order.turns for order in orders), default=0)
+    for turn in range(turns):
+        now = dict(asked)
+        asked.clear()
+        with part(turn, turns):
+            drawn = draw([field for fields in now.values() for field in fields])
+        for number, fields in now.items():
+            own, drawn = drawn[: len(fields)], drawn[len(fields) :]
+            go_on(number, own)
+    return made
+
+
+def finishing(drawings: list[Drawing], streams: list[np.random.Generator]) -> Asking:
+    """Asks for the fields of drawings once, and makes them photos."""
+    drawn = yield [drawing.field for drawing in drawings]
     return [each.finish(field, rng) for each, field, rng in zip(drawings, drawn, streams, strict=True)]
 
 

@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmel.scenario.errors import InputError
-from gmel.synthesis.diffusion.drawing import AROUND, Draw, Drawing, field_of, finished, redrawn
+from gmel.synthesis.diffusion.drawing import (
+    AROUND,
+    Asking,
+    Draw,
+    Drawing,
+    Order,
+    drawn_in_turns,
+    field_of,
+    finishing,
+    redrawn,
+)
 from gmel.synthesis.diffusion.windows import (
     SIDE,
     Appearance,
@@ -127,13 +137,25 @@ class Looks:
         Raises:
             InputError: a class that was not learned, or a count below 0.
         """
+        return drawn_in_turns([self.order(mode, label, count, seed)], draw)[0]
+
+    def order(self, mode: str, label: str, count: int, seed: int) -> Order:
+        """As `photos`, to be drawn with other orders.
+
+        Raises:
+            InputError: as `photos`.
+        """
         if label not in self.labels:
             raise InputError(f"label is {label!r}, must be one of {', '.join(self.labels)}")
         if count < 0:
             raise InputError(f"count is {count}, must be 0 or more")
         streams = [np.random.default_rng((seed, self.classes[label].number, index)) for index in range(count)]
-        made = self._drawn(label, label, streams, draw)
-        return [replace(photo, name=f"{mode} {label} {index}") for index, photo in enumerate(made)]
+
+        def asking() -> Asking:
+            made = yield from self._asking(label, label, streams)
+            return [replace(photo, name=f"{mode} {label} {index}") for index, photo in enumerate(made)]
+
+        return Order(self._turns(label), asking())
 
     def sham(self, mode: str, count: int, seed: int, draw: Draw) -> list[Photo]:
         """`count` photos of good parts, drawn as those of the defects are, without a defect.
@@ -146,19 +168,24 @@ class Looks:
         streams = [np.random.default_rng((seed, 0, index)) for index in range(count)]
         made: list[Photo] = []
         for turn, label in enumerate(self.labels):
-            made += self._drawn(label, GOOD, streams[turn :: len(self.labels)], draw)
+            order = Order(self._turns(label), self._asking(label, GOOD, streams[turn :: len(self.labels)]))
+            made += drawn_in_turns([order], draw)[0]
         return [replace(photo, name=f"{mode} {GOOD} {index}", mask=None) for index, photo in enumerate(made)]
 
-    def _drawn(self, outlined: str, label: str, streams: list[np.random.Generator], draw: Draw) -> list[Photo]:
+    def _turns(self, outlined: str) -> int:
+        """A defect is drawn on a good part, which has to be drawn first where there is none."""
+        return 2 if self.inpaints(outlined) and not self.good else 1
+
+    def _asking(self, outlined: str, label: str, streams: list[np.random.Generator]) -> Asking:
         """Photos of a class; where outlines are filled, they are those of the class `outlined`."""
         if not self.inpaints(outlined):
-            return finished([self._whole(label, rng) for rng in streams], streams, draw)
+            return (yield from finishing([self._whole(label, rng) for rng in streams], streams))
         if self.good:
             grounds = [self.good[int(rng.integers(len(self.good)))] for rng in streams]
         else:
-            grounds = finished([self._whole(GOOD, rng) for rng in streams], streams, draw)
+            grounds = yield from finishing([self._whole(GOOD, rng) for rng in streams], streams)
         drawings = [self._inpainted(outlined, label, each, rng) for each, rng in zip(grounds, streams, strict=True)]
-        return finished(drawings, streams, draw)
+        return (yield from finishing(drawings, streams))
 
     def _whole(self, label: str, rng: np.random.Generator) -> Drawing:
         """A whole photo: the appearance of a shot, turned, its level moved some way to another's."""

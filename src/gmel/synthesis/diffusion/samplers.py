@@ -11,10 +11,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["SOLVERS", "Denoise", "Solver", "evaluations", "guided", "holding", "karras_sigmas", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Denoise",
+    "Levels",
+    "Solver",
+    "advanced",
+    "evaluations",
+    "guided",
+    "holding",
+    "karras_sigmas",
+    "levels_of_steps",
+    "solve",
+]
 
 Denoise = Callable[[Float[Array, "*shape"], Float[Array, ""]], Float[Array, "*shape"]]
 """The estimate of the clean sample from a noisy one and its noise level."""
+Levels = tuple[Array, Array, Array, Array]
+"""Of a step: noise level at its start, at its end, at the start of the step before, and whether it is the first."""
 Solver = Literal["euler", "heun", "dpm++"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
@@ -43,17 +57,30 @@ def solve(
         solver: `euler` (order 1), `heun` (order 2, two evaluations a step; EDM algorithm 1 without noise) or `dpm++`
             (order 2, one evaluation a step; DPM-Solver++(2M), arXiv 2211.01095 algorithm 2 with alpha = 1).
     """
-    step = {"euler": _euler, "heun": _heun, "dpm++": _dpm}[solver]
-    before = jnp.concatenate([sigmas[:1], sigmas[:-2]])
-    first = jnp.arange(sigmas.shape[0] - 1) == 0
 
-    def advance(
-        carry: tuple[Array, Array], levels: tuple[Array, Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], None]:
-        return step(denoise, *carry, *levels), None
+    def advance(carry: tuple[Array, Array], levels: Levels) -> tuple[tuple[Array, Array], None]:
+        return advanced(denoise, carry, levels, solver), None
 
-    (x, _), _ = jax.lax.scan(advance, (x, jnp.zeros_like(x)), (sigmas[:-1], sigmas[1:], before, first))
+    (x, _), _ = jax.lax.scan(advance, (x, jnp.zeros_like(x)), levels_of_steps(sigmas))
     return x
+
+
+def levels_of_steps(sigmas: Float[Array, "levels"]) -> Levels:
+    """The levels of every step, each [steps]: what `solve` goes through, and who takes single steps."""
+    before = jnp.concatenate([sigmas[:1], sigmas[:-2]])
+    return sigmas[:-1], sigmas[1:], before, jnp.arange(sigmas.shape[0] - 1) == 0
+
+
+def advanced(denoise: Denoise, carry: tuple[Array, Array], levels: Levels, solver: Solver) -> tuple[Array, Array]:
+    """One step of `solve`.
+
+    Args:
+        denoise: the estimate of the clean sample.
+        carry: the sample, and the estimate of the step before (zeros in the first step).
+        levels: of this step.
+        solver: see `solve`.
+    """
+    return {"euler": _euler, "heun": _heun, "dpm++": _dpm}[solver](denoise, *carry, *levels)
 
 
 def _euler(

@@ -19,7 +19,17 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
 from gmel.synthesis.diffusion.edm import Denoiser, Given
-from gmel.synthesis.diffusion.samplers import Denoise, Solver, guided, holding, solve
+from gmel.synthesis.diffusion.samplers import (
+    Denoise,
+    Levels,
+    Solver,
+    advanced,
+    guided,
+    holding,
+    levels_of_steps,
+    solve,
+)
+from gmel.synthesis.diffusion.watching import part, watched
 from gmel.synthesis.diffusion.windows import SIDE, starts
 from gmel.synthesis.photo import Floats
 
@@ -168,9 +178,10 @@ def draw_together(fields: Sequence[Field], draw: Callable[[Group], Float[Array, 
         groups[-1].append(field)
         windows += more
     drawn: list[Floats] = []
-    for group in groups if fields else []:
+    for number, group in enumerate(groups if fields else []):
         sizes = [(field.start.shape[0], field.start.shape[1]) for field in group]
-        pixels = np.asarray(draw(_group(group, layout(sizes))))
+        with part(number, len(groups)):
+            pixels = np.asarray(draw(_group(group, layout(sizes))))
         ends = np.cumsum([height * width for height, width in sizes])
         drawn += [pixels[end - h * w : end].reshape(h, w) for (h, w), end in zip(sizes, ends, strict=True)]
     return drawn
@@ -185,6 +196,9 @@ def draw_fields(
 ) -> list[Floats]:
     """Draws fields by diffusion; each depends on its own noise only, not on what is drawn with it.
 
+    Where somebody watches (`watching.py`), step by step: the same mathematics, up to rounding, and one program for any
+    number of steps.
+
     Args:
         denoiser: of windows.
         fields: what to draw.
@@ -194,20 +208,17 @@ def draw_fields(
     """
 
     def draw(group: Group) -> Array:
-        return _solve_windows(
-            denoiser,
-            group.start,
-            group.known,
-            group.mask,
-            group.noise,
-            group.guide,
-            group.index,
-            group.weight,
-            group.labels,
-            sigmas,
-            solver=solver,
-            guidance=guidance,
-        )
+        given = (group.known, group.mask, group.guide, group.index, group.weight, group.labels)
+        watch = watched()
+        if watch is None:
+            return _solve_windows(denoiser, group.start, group.noise, given, sigmas, solver=solver, guidance=guidance)
+        carry = (group.start + sigmas[0] * group.noise, jnp.zeros_like(group.start))
+        steps = len(sigmas) - 1
+        for number, levels in enumerate(zip(*levels_of_steps(sigmas), strict=True)):
+            carry = _step_windows(denoiser, carry, given, levels, solver=solver, guidance=guidance)
+            jax.block_until_ready(carry)  # JAX runs ahead: a step counts when it is done, and can be stopped then
+            watch(number + 1, steps)
+        return carry[0]
 
     return draw_together(fields, draw)
 
@@ -259,28 +270,39 @@ def _flat(parts: Sequence[Floats], pixels: int) -> Array:
     return jnp.asarray(every)
 
 
+_Given = tuple[Array, Array, Array, Array, Array, Array]
+"""Of a group: known, mask, guide, index, weight, labels."""
+
+
 @eqx.filter_jit
 def _solve_windows(
     denoiser: Denoiser,
     start: Float[Array, "pixels"],
-    known: Float[Array, "pixels"],
-    mask: Float[Array, "pixels"],
     noise: Float[Array, "pixels"],
-    guide: Float[Array, "2 pixels"],
-    index: Int[Array, "windows side side"],
-    weight: Float[Array, "windows side side"],
-    labels: Int[Array, "windows"],
+    given: _Given,
     sigmas: Float[Array, "levels"],
     *,
     solver: Solver,
     guidance: float,
 ) -> Float[Array, "pixels"]:
-    given = Given(known[index][..., None], mask[index][..., None], jnp.moveaxis(guide[:, index], 0, -1), labels)
+    return solve(_whole(denoiser, given, guidance), start + sigmas[0] * noise, sigmas, solver)
+
+
+@eqx.filter_jit
+def _step_windows(
+    denoiser: Denoiser, carry: tuple[Array, Array], given: _Given, levels: Levels, *, solver: Solver, guidance: float
+) -> tuple[Array, Array]:
+    return advanced(_whole(denoiser, given, guidance), carry, levels, solver)
+
+
+def _whole(denoiser: Denoiser, given: _Given, guidance: float) -> Denoise:
+    """The estimate of a list of pixels, what is known of them held."""
+    known, mask, guide, index, weight, labels = given
+    told = Given(known[index][..., None], mask[index][..., None], jnp.moveaxis(guide[:, index], 0, -1), labels)
 
     def estimate(x: Array, sigma: Array, given: Given) -> Array:
         return denoiser(x, jnp.broadcast_to(sigma, x.shape[:1]), given)
 
-    unlabelled = given._replace(label=jnp.zeros_like(labels))
-    windows = guided(partial(estimate, given=given), partial(estimate, given=unlabelled), guidance)
-    whole = holding(stitched(windows, index, weight), known, mask)
-    return solve(whole, start + sigmas[0] * noise, sigmas, solver)
+    unlabelled = told._replace(label=jnp.zeros_like(labels))
+    windows = guided(partial(estimate, given=told), partial(estimate, given=unlabelled), guidance)
+    return holding(stitched(windows, index, weight), known, mask)

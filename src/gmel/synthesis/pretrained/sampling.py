@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gmel.synthesis.diffusion.watching import part, watched
 from gmel.synthesis.photo import Floats
 from gmel.synthesis.pretrained.extra import Tensor, module_of_extra
 from gmel.synthesis.pretrained.pipeline import Pipeline
@@ -37,8 +38,10 @@ def draw_canvases(
         [side, side] each, 0 to 1; known pixels are about what they were.
     """
     made: list[Floats] = []
-    for start in range(0, len(canvases), _TOGETHER):
-        made += _draw(pipeline, canvases[start : start + _TOGETHER], conditions, steps, guidance)
+    starts = range(0, len(canvases), _TOGETHER)
+    for number, start in enumerate(starts):
+        with part(number, len(starts)):
+            made += _draw(pipeline, canvases[start : start + _TOGETHER], conditions, steps, guidance)
     return made
 
 
@@ -62,6 +65,7 @@ def _draw(
     solver.set_timesteps(steps, device=device)
     # A schedule may have fewer levels than steps were asked.
     times = list(solver.timesteps)
+    watch = watched()
     x = noise
     with torch.no_grad():
         for place, time in enumerate(times):
@@ -76,6 +80,10 @@ def _draw(
                 following = times[place + 1 :][:1]
                 held = pipeline.trained_noise.add_noise(known, noise, following[0][None]) if following else known
                 x = masks * x + (1 - masks) * held
+            if watch is not None:
+                if device == "cuda":  # a GPU is given steps ahead: one counts when it is done
+                    torch.cuda.synchronize()
+                watch(place + 1, len(times))
         return list(pipeline.decode(x))
 
 
