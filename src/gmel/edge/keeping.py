@@ -48,7 +48,6 @@ class Keeper:
         self._part = 0
         self.tasks = 0
         """That have left."""
-        self.results = 0
 
     async def keep(self) -> None:
         """Looks again and again, until it is cancelled."""
@@ -113,4 +112,3 @@ class Keeper:
         for name in names:
             if name not in referred and name not in self._writing:
                 self._store.remove(name)
-                self.results += 1
