@@ -13,10 +13,14 @@ from tests.edge_plants import ran, task, until
 
 from gmel.edge.dispatch import _SMALL
 from gmel.edge.engines.engine import Answer, Told
+from gmel.edge.gateway.gateway import Settings
+from gmel.edge.gateway.process import run_gateway
 from gmel.edge.keeping import Keeper
 from gmel.edge.ledger import Ledger
+from gmel.edge.serving import Place
 from gmel.edge.store import FolderStore, name_of
 from gmel.edge.task import CANCELLED, DONE, EXPIRED, FAILED, Task
+from gmel.scenario.errors import InputError
 
 DAY_S = 86400.0
 
@@ -195,6 +199,14 @@ def test_a_task_that_has_left_is_not_here(tmp_path: Path, monkeypatch: pytest.Mo
             await inside.all_ended()
 
     ran(steps())
+
+
+@pytest.mark.parametrize("words", [{"keep_days": float("nan")}, {"keep_gb": float("inf")}, {"keep_gb": float("nan")}])
+def test_a_time_that_is_no_number_is_said_in_one_line(tmp_path: Path, words: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"--keep-{'days' if 'keep_days' in words else 'gb'} is") as caught:
+        run_gateway("live", Place(), Settings(tmp_path / "g", **words), print)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "g").exists()
 
 
 def test_for_ever_is_for_ever(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Container, Sequence
 
-from gmel.edge.ledger import Ledger, LedgerError
+from gmel.edge.ledger import Ledger
 from gmel.edge.store import PARTS, Store
 
 __all__ = ["Keeper"]
@@ -57,7 +57,7 @@ class Keeper:
         while True:
             try:
                 await self.look()
-            except (LedgerError, OSError):
+            except Exception:  # without it the disk would fill
                 _log.exception("keeping: goes on later")
             await asyncio.sleep(EVERY_S)
 
