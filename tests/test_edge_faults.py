@@ -139,6 +139,27 @@ def test_a_server_joins_under_load(live: Live) -> None:
     assert live.server("joins")["done"] > 0
     live.servers["joins"].send(signal.SIGTERM)
     assert live.servers["joins"].popen.wait(30) == 0
+    last = live.server("joins")
+    assert (last["alive"], last["draining"]) == (False, True), "it has said so, nobody waits for its silence"
+
+
+def test_the_gateway_stops_without_dying(live: Live) -> None:
+    """Longer than it takes to miss a server, and than `--stall`: no server is taken for gone, nothing runs twice."""
+    live.wait_alive(*SPEEDS)
+    lost = {name: live.server(name)["lost"] for name in SPEEDS}
+
+    def stop() -> None:
+        assert live.gateway is not None
+        live.gateway.send(signal.SIGSTOP)
+        time.sleep(3.5)
+        live.gateway.send(signal.SIGCONT)
+        servers = {each["name"]: each for each in live.get("/v1/servers")["servers"]}
+        assert all(servers[name]["alive"] for name in SPEEDS)
+
+    client = under_load(live, "pause", 120, stop)
+    assert {name: live.server(name)["lost"] for name in SPEEDS} == lost
+    ran = (live.folder / "executions").read_text(encoding="utf-8").splitlines()
+    assert not [each for each in client.acknowledged if ran.count(f"begun {each}") > 1]
 
 
 def test_slow_and_silent_clients_hold_nobody_up(live: Live) -> None:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Container, Sequence
 
-from gmel.edge.ledger import Ledger, LedgerError
+from gmel.edge.ledger import Ledger
 from gmel.edge.store import PARTS, Store
 
 __all__ = ["Keeper"]
@@ -55,7 +55,6 @@ class Keeper:
         self._part = 0
         self.tasks = 0
         """That have left."""
-        self.results = 0
 
     async def keep(self) -> None:
         """Looks again and again, until it is cancelled."""
@@ -65,7 +64,7 @@ class Keeper:
         while True:
             try:
                 await self.look()
-            except (LedgerError, OSError):
+            except Exception:  # without it the disk would fill
                 _log.exception("keeping: goes on later")
             await asyncio.sleep(EVERY_S)
 

@@ -1,5 +1,6 @@
 """A gateway as a process: from options to the last request."""
 
+import math
 from collections.abc import Callable
 
 from gmel.edge.engines.engine import Engine
@@ -42,6 +43,9 @@ def run_gateway(
         InputError: anything that cannot be used.
     """
     check_open(place, settings.keys, "gateway")
+    for name, value in (("--keep-days", settings.keep_days), ("--keep-gb", settings.keep_gb)):
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{name} is {value}; must be a number")
     plant = plant_of(load_scenario(scenario))
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)
