@@ -72,7 +72,7 @@ def test_old_tasks_leave_with_their_results(tmp_path: Path) -> None:
         ledger.lease("leased", "a", 1, 0.0)
         await ledger.lose("old-failed")
         await ledger.flush()
-        keeper = Keeper(ledger, store, set(), days=30.0)
+        keeper = Keeper(ledger, store, set(), set(), days=30.0)
         await keeper.look()
         assert ids(ledger) == {f"new-{state}" for state in (DONE, FAILED, EXPIRED, CANCELLED)} | {
             "new-shared",
@@ -100,14 +100,14 @@ def test_the_oldest_results_leave_where_there_are_too_many(tmp_path: Path) -> No
         await ended(ledger, store, "same", b"9" * 1000, 0.5, small=False)
         await ledger.accept(task("open"))
         assert ledger.result_bytes() == 10_000, "the same result counts once"
-        keeper = Keeper(ledger, store, set(), gb=6.5e-6)
+        keeper = Keeper(ledger, store, set(), set(), gb=6.5e-6)
         await keeper.look()
         assert ledger.result_bytes() == 6000
         assert ids(ledger) == {*(f"t{day}" for day in range(4, 10)), "same", "open"}
         assert store.get(name_of(b"3" * 1000)) is None
         assert store.get(name_of(b"5" * 1000)) is not None
         # Where nothing is left that could leave, the look ends.
-        await Keeper(ledger, store, set(), gb=1e-9).look()
+        await Keeper(ledger, store, set(), set(), gb=1e-9).look()
         assert ids(ledger) == {"open"}
 
     with_ledger(steps, tmp_path)
@@ -121,7 +121,7 @@ def test_results_of_nobody_leave_but_not_those_that_are_being_written(tmp_path: 
         for name in (orphan, coming):
             os.utime(store._path(name), (0.0, 0.0))
         writing = Counter([coming])
-        keeper = Keeper(ledger, store, writing, days=30.0)
+        keeper = Keeper(ledger, store, writing, set(), days=30.0)
         for _ in range(32):
             await keeper.look()
         found = {name for part in range(256) for name, _ in store.listed(part)}
@@ -140,7 +140,7 @@ def test_results_of_nobody_leave_but_not_those_that_are_being_written(tmp_path: 
 def test_a_clock_that_is_put_ahead_makes_nothing_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps(ledger: Ledger, store: FolderStore) -> None:
         await ended(ledger, store, "t", b"x", 1.0)
-        keeper = Keeper(ledger, store, set(), days=30.0)
+        keeper = Keeper(ledger, store, set(), set(), days=30.0)
         real = time.time
         monkeypatch.setattr("gmel.edge.keeping.time.time", lambda: real() + 3650 * DAY_S)
         await keeper.look()
@@ -161,7 +161,7 @@ def test_many_leave_in_small_transactions_and_others_are_accepted_meanwhile(tmp_
 
         await ledger._change(fill)
         commits = ledger.commits
-        looking = asyncio.create_task(Keeper(ledger, store, set(), days=1.0).look())
+        looking = asyncio.create_task(Keeper(ledger, store, set(), set(), days=1.0).look())
         accepted = 0
         while not looking.done():
             await ledger.accept(task(f"new{accepted}"))
@@ -212,7 +212,7 @@ def test_a_time_that_is_no_number_is_said_in_one_line(tmp_path: Path, words: dic
 def test_for_ever_is_for_ever(tmp_path: Path) -> None:
     async def steps(ledger: Ledger, store: FolderStore) -> None:
         await ended(ledger, store, "t", b"x", 1e4)
-        await asyncio.wait_for(Keeper(ledger, store, set()).keep(), 5.0)
+        await asyncio.wait_for(Keeper(ledger, store, set(), set()).keep(), 5.0)
         assert ids(ledger) == {"t"}
 
     with_ledger(steps, tmp_path)

@@ -120,6 +120,5 @@ class Keeper:
         try:
             for name in sorted(gone):
                 await asyncio.to_thread(self._store.remove, name)
-                self.results += 1
         finally:
             self._leaving -= gone
