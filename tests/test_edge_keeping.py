@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_results_of_nobody_leave_but_not_those_that_are_being_written(tmp_path: 
         keeper = Keeper(ledger, store, writing, set(), days=30.0)
         for _ in range(32):
             await keeper.look()
-        found = {name for part in range(256) for name, _ in store.listed(part)}
+        found = {each.name for each in store.held()}
         assert found == {fresh, coming, name_of(b"kept")}
         writing -= Counter([coming])
         for _ in range(32):
@@ -193,7 +194,7 @@ def test_a_task_that_has_left_is_not_here(tmp_path: Path, monkeypatch: pytest.Mo
                 answer = await inside.client.request(method, f"/v1/tasks/t{path}")
                 assert answer.status_code == 404
                 assert "not here; tasks are kept for 1e-05 days" in answer.json()["error"]
-            assert inside.gateway.store.get(name_of(data)) is None
+            await until(lambda: inside.gateway.store.get(name_of(data)) is None, "its result has left as well")
             assert not inside.gateway.dispatcher.writing
             assert (await inside.submit("t")).status_code == 202
             await inside.all_ended()
@@ -237,12 +238,50 @@ def test_a_result_that_is_made_again_while_the_old_one_leaves_stays(tmp_path: Pa
             async def slow(task_id: str, *args: Any, **more: Any) -> bool:
                 gone = await ledger.forget(time.time() + 1.0, 10)
                 assert gone.tasks == 1
-                gateway.keeper._remove(gone.results)
+                await gateway.keeper._remove(gone.results)
                 return await real(task_id, *args, **more)
 
             ledger.finish = slow  # type: ignore[method-assign]
             await inside.submit("new")
             assert (await inside.entry("new"))["state"] == "done"
             assert (await inside.client.get("/v1/tasks/new/result")).content == data
+
+    ran(steps())
+
+
+def test_a_result_that_is_made_again_while_it_is_taken_away_is_put_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"x" * (_SMALL + 1)
+    begun, go_on = threading.Event(), threading.Event()
+    real = FolderStore.remove
+
+    def slow(store: FolderStore, name: str) -> None:
+        begun.set()
+        assert go_on.wait(10.0)
+        real(store, name)
+
+    async def steps() -> None:
+        async with gateway_of(tmp_path, "a") as inside, inside.beating("a"):
+
+            async def large(task: Task, told: Told) -> Answer:
+                return Answer(data)
+
+            inside.engine.behave["a"] = large
+            await inside.submit("old")
+            assert (await inside.entry("old"))["state"] == "done"
+            gateway = inside.gateway
+            gone = await gateway.ledger.forget(time.time() + 1.0, 10)
+            monkeypatch.setattr(FolderStore, "remove", slow)
+            removing = asyncio.create_task(gateway.keeper._remove(gone.results))
+            await asyncio.to_thread(begun.wait, 10.0)
+            await inside.submit("new")
+            await until(lambda: gateway.dispatcher.writing.total() > 0, "its result is there")
+            assert "new" in gateway.dispatcher.jobs, "it waits"
+            go_on.set()
+            await removing
+            await inside.all_ended()
+            assert (await inside.client.get("/v1/tasks/new/result")).content == data
+            assert not gateway.dispatcher.leaving
 
     ran(steps())

@@ -49,6 +49,9 @@ class Served:
         self.url = url
         with httpx.Client(base_url=url) as client:
             assert client.put(f"/v1/inputs/{PHOTO}", content=png()).status_code == 201
+            while not any(server["alive"] for server in client.get("/v1/servers").json()["servers"]):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             task = {"id": TASK, "device": "d", "model": "part"}
             assert client.post("/v1/tasks", params={"wait_s": 20}, json=task).json()["state"] == "done"
 

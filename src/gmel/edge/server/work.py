@@ -122,7 +122,7 @@ class Synthesis:
 
 
 class _Generator:
-    def __init__(self, generator: "Generator", memory_gb: float, slow: float, photos: Photos | None) -> None:
+    def __init__(self, generator: "Generator", memory_gb: float, slow: float, photos: Photos | None = None) -> None:
         self._generator, self._slow, self._photos = generator, slow, photos
         self.memory_gb = memory_gb
 
