@@ -324,10 +324,13 @@ def _small_plants() -> dict[str, Data]:
         "weights": small_plant(radio=outage + SHARED, gpus=(1, 2, 3)),
         "fixed": small_plant(radio=FIXED + SHARED),
         "moving": small_plant(radio=MOVING, bandwidth_hz=5e6, arrivals=bursts),
+        "routed": small_plant(radio=MOVING, bandwidth_hz=5e6),
         "crowded": small_plant(radio=CROWDED, catalogue=True, arrivals='kind = "gamma"\ncv = 2.0\nload = 0.8'),
     }
     data = {name: _cut_down(plant) for name, plant in plants.items()}
     data["moving"]["devices"] |= {"battery_j": {"low": 20.0, "high": 200.0}, "standby_power_w": 0.5}
+    routes = [[[0.0, 0.0], [40.0, 0.0], [40.0, 30.0]], [[5.0, 5.0], [60.0, 5.0]]]
+    data["routed"]["devices"]["mobility"] = {"kind": "route", "routes_m": routes}
     data["cached"]["cache"] = {"decision_slots": 2, "policy": "random"}
     data["cached"]["servers"][0]["present"] = [{"to_s": 2.5}, {"from_s": 4.25, "to_s": 12.0}]
     data["cached"]["servers"][1]["present"] = [{"from_s": 3.5}]
@@ -372,7 +375,7 @@ def _reach(draw: Draw, data: Data, path: tuple[str, ...]) -> tuple[Any, Any] | N
 
 
 def _extremes(annotation: Any, metadata: tuple[Any, ...], now: Any = ABSENT) -> st.SearchStrategy[Any] | None:
-    """Numbers at the ends of what their bounds allow, of a list as many as there are now; None for what holds none."""
+    """Numbers at the ends of what their bounds allow, of a list one or as many as now; None for what holds none."""
     annotation, metadata, _ = _plain(annotation, metadata)
     if annotation is int:
         return st.sampled_from(_whole_ends(metadata))
@@ -380,13 +383,16 @@ def _extremes(annotation: Any, metadata: tuple[Any, ...], now: Any = ABSENT) -> 
         return st.sampled_from(_ends(metadata))
     if get_origin(annotation) not in (list, tuple):
         return None
-    inner = [_extremes(each, ()) for each in get_args(annotation) if each is not Ellipsis]
+    first = now[0] if isinstance(now, list) and now else ABSENT
+    inner = [_extremes(each, (), first) for each in get_args(annotation) if each is not Ellipsis]
     entries = [each for each in inner if each is not None]
     if len(entries) != len(inner):
         return None
     if get_origin(annotation) is list or Ellipsis in get_args(annotation):
-        least, most = (len(now), len(now)) if isinstance(now, list) and now else (1, 2)
-        return st.lists(entries[0], min_size=least, max_size=most)
+        as_many = len(now) if isinstance(now, list) and now else 2
+        lengths = sorted({_bound(metadata, "min_length") or 1, as_many})
+        # The last way is the most usual one: it keeps the shape of what is there.
+        return st.one_of(*(st.lists(entries[0], min_size=each, max_size=each) for each in (*lengths, as_many)))
     return st.tuples(*entries).map(sorted)
 
 
