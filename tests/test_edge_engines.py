@@ -3,30 +3,48 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.edge_gateways import gateway_of
 from tests.edge_plants import beat, fleet, ran, task, until
 
-from gmel.edge.engines.engine import Answer, LostError, RefusedError, read_answer
+from gmel.edge.engines.engine import Answer, LostError, RefusedError, SilentError, read_answer
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.engines.pull import PullEngine
+from gmel.edge.engines.transport import AiohttpTransport, HttpxTransport, Links, Reply
 from gmel.edge.fleet import ServerState
+from gmel.scenario.errors import InputError
 
 DONE = b'{"event": "done", "bytes": 5, "kind": "text/plain", "wait_s": 1, "switch_s": 2, "service_s": 3}\n'
 
 
-class Body(httpx.AsyncByteStream):
-    def __init__(self, chunks: list[bytes], error: Exception | None = None) -> None:
-        self._chunks, self._error = chunks, error
+WAYS = [HttpxTransport, AiohttpTransport]
+Way = type[HttpxTransport] | type[AiohttpTransport]
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+
+class Says:
+    """A transport that answers with these chunks, and then fails."""
+
+    def __init__(self, status: int, chunks: list[bytes], error: Exception | None) -> None:
+        self._status, self._chunks, self._error = status, chunks, error
+
+    @contextlib.asynccontextmanager
+    async def post(self, url: str, body: Any, headers: Mapping[str, str]) -> AsyncGenerator[Reply]:
+        yield Reply(self._status, self._all())
+
+    async def delete(self, url: str, most_s: float) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        pass
+
+    async def _all(self) -> AsyncGenerator[bytes]:
         for chunk in self._chunks:
             yield chunk
         if self._error is not None:
@@ -43,10 +61,7 @@ def answer_to(chunks: list[bytes], status: int = 200, error: Exception | None = 
     told: list[Any] = []
 
     async def ask() -> Any:
-        engine = HttpEngine(1.0)
-        await engine.close()
-        transport = httpx.MockTransport(lambda request: httpx.Response(status, stream=Body(chunks, error)))
-        engine._client = httpx.AsyncClient(transport=transport)
+        engine = HttpEngine(Says(status, chunks, error))
         try:
             return await engine.submit(server_at(), task("t"), 1, lambda event, said: told.append((event, said)))
         except (LostError, RefusedError) as trouble:
@@ -100,8 +115,10 @@ def test_whatever_is_no_answer_is_a_loss(chunks: list[bytes]) -> None:
 
 
 def test_what_a_connection_does_is_a_loss_and_what_a_server_says_a_refusal() -> None:
-    for error in (httpx.ReadError("reset"), httpx.ReadTimeout("silent"), httpx.RemoteProtocolError("half")):
-        assert isinstance(answer_to([b'{"event": "queued"}\n'], error=error)[0], LostError)
+    for error in (LostError("reset"), SilentError("silent")):
+        found, _ = answer_to([b'{"event": "queued"}\n'], error=error)
+        assert type(found) is type(error)
+        assert str(found) == f"a: {error}"
     assert isinstance(answer_to([b'{"error": "full"}'], 503)[0], RefusedError)
     assert isinstance(answer_to([b'{"event": "gone", "error": "cancelled"}\n'])[0], RefusedError)
     failed, _ = answer_to([b'{"event": "failed", "error": "label: not known", "kind": 3}\n'])
@@ -128,47 +145,117 @@ def test_times_of_an_answer_are_numbers(said: dict[str, Any]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def silent(says: bytes) -> AsyncIterator[str]:
-    """A server that takes a connection, says something, and stops."""
+async def answering(says: bytes, closes: bool = False) -> AsyncGenerator[tuple[str, list[int]]]:
+    """A server that answers each request with these bytes, whatever they are: its address, and the requests of each
+    connection."""
+    requests: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(says)
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
-            await asyncio.sleep(30)
+        number = len(requests)
+        requests.append(0)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                (length,) = re.findall(rb"content-length: (\d+)", head.lower())
+                await reader.readexactly(int(length))
+                requests[number] += 1
+                writer.write(says)
+                await writer.drain()
+                if closes:
+                    break
+        writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
     finally:
         server.close()
 
 
-@pytest.mark.parametrize(
-    "says",
-    [
-        b"",
-        b"HTTP/1.1 200 OK\r\n",
-        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n14\r\n{"event": "queued"}\n\r\n',
-    ],
-)
-def test_silence_is_a_loss_after_the_time_that_was_set(says: bytes) -> None:
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+QUEUED = b'14\r\n{"event": "queued"}\n\r\n'
+WHOLE = b"%x\r\n%b12345\r\n" % (len(DONE) + 5, DONE)
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 200 OK\r\n", CHUNKED, CHUNKED + QUEUED])
+@pytest.mark.parametrize("way", WAYS)
+def test_silence_is_a_loss_after_the_time_that_was_set(way: Way, says: bytes) -> None:
     async def ask() -> float:
-        engine, loop = HttpEngine(0.3), asyncio.get_running_loop()
-        async with silent(says) as url:
+        engine, loop = HttpEngine(way(Links(0.3))), asyncio.get_running_loop()
+        async with answering(says) as (url, _):
             began = loop.time()
-            with pytest.raises(LostError):
+            with pytest.raises(SilentError, match="a: silent"):
                 await engine.submit(server_at(url), task("t"), 1, lambda event, said: None)
             took = loop.time() - began
-        await engine.close()
+            await engine.close()
         return took
 
     assert 0.25 < ran(ask()) < 20.0
 
 
-def test_nobody_there_is_a_loss_at_once_and_cancelling_hurts_nobody() -> None:
+@pytest.mark.parametrize("says", [b"", b"what?\r\n\r\n", CHUNKED + QUEUED, CHUNKED + QUEUED + b"zz\r\n"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_that_breaks_off_is_a_loss(way: Way, says: bytes) -> None:
     async def ask() -> None:
-        engine = HttpEngine(1.0)
+        engine = HttpEngine(way(Links(5.0)))
+        async with answering(says, closes=True) as (url, _):
+            with pytest.raises(LostError) as caught:
+                await engine.submit(server_at(url), task("t"), 1, lambda event, said: None)
+            assert not isinstance(caught.value, SilentError)
+            await engine.close()
+
+    ran(ask())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tasks_that_follow_one_another_take_one_connection(way: Way) -> None:
+    async def ask() -> list[int]:
+        engine = HttpEngine(way(Links(5.0)))
+        async with answering(CHUNKED + QUEUED + WHOLE + b"0\r\n\r\n") as (url, requests):
+            for name in ("t1", "t2", "t3"):
+                answer = await engine.submit(server_at(url), task(name), 1, lambda event, said: None)
+                assert answer.data == b"12345"
+            await engine.close()
+        return requests
+
+    assert ran(ask()) == [3]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_answer_that_is_complete_but_does_not_end_is_one(way: Way) -> None:
+    async def ask() -> None:
+        engine, loop = HttpEngine(way(Links(30.0))), asyncio.get_running_loop()
+        async with answering(CHUNKED + WHOLE) as (url, requests):
+            began = loop.time()
+            for name in ("t1", "t2"):
+                answer = await engine.submit(server_at(url), task(name), 1, lambda event, said: None)
+                assert answer.data == b"12345"
+            assert loop.time() - began < 20.0
+            assert requests == [1, 1]
+            await engine.close()
+
+    ran(ask())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_redirection_is_not_followed(way: Way) -> None:
+    async def ask() -> None:
+        engine = HttpEngine(way(Links(5.0)))
+        async with answering(b"") as (elsewhere, requests):
+            says = f"HTTP/1.1 307 Over there\r\nlocation: {elsewhere}/v1/run\r\ncontent-length: 0\r\n\r\n"
+            async with answering(says.encode()) as (url, _):
+                with pytest.raises(RefusedError, match="307"):
+                    await engine.submit(server_at(url), task("t"), 1, lambda event, said: None)
+            assert requests == []
+            await engine.close()
+
+    ran(ask())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nobody_there_is_a_loss_at_once_and_cancelling_hurts_nobody(way: Way) -> None:
+    async def ask() -> None:
+        engine = HttpEngine(way(Links(1.0)))
         for url in ("http://127.0.0.1:9", "http://[", "http://nobody.invalid"):
             with pytest.raises(LostError):
                 await engine.submit(server_at(url), task("t"), 1, lambda event, said: None)
@@ -180,6 +267,14 @@ def test_nobody_there_is_a_loss_at_once_and_cancelling_hurts_nobody() -> None:
         await engine.close()
 
     ran(ask())
+
+
+def test_certificates_that_are_none_are_said_at_once(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("no certificate\n")
+    for path in (broken, tmp_path / "not-there.pem"):
+        with pytest.raises(InputError, match=path.name):
+            AiohttpTransport(Links(verify=str(path)))
 
 
 # Servers that fetch.

@@ -14,6 +14,7 @@ from tests.edge_plants import FakeEngine, plant, ran, task, until
 
 from gmel.edge.engines.engine import Answer, LostError, Told
 from gmel.edge.engines.http import HttpEngine
+from gmel.edge.engines.transport import AiohttpTransport, Links
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import Settings
 from gmel.edge.server.app import server_app
@@ -112,7 +113,7 @@ def test_the_context_reaches_the_server_and_its_spans_are_part_of_the_attempt(
     tmp_path: Path, memory: Memory, way: str
 ) -> None:
     where = plant(a=20.0)
-    app = gateway_app(where, Settings(tmp_path), HttpEngine(5.0), memory.traces)
+    app = gateway_app(where, Settings(tmp_path), HttpEngine(AiohttpTransport(Links(5.0))), memory.traces)
 
     async def steps() -> None:
         async with served(app) as gateway:

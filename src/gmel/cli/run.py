@@ -9,7 +9,6 @@ import typer
 
 from gmel.cli.progress import ConsoleReporter
 from gmel.scenario.errors import InputError
-from gmel.scenario.load import load_scenario
 
 __all__ = ["run"]
 
@@ -39,6 +38,7 @@ def run(
     # Imported here: JAX takes a second that `gmel --help` need not wait for.
     from gmel.evaluation.job import Job, open_run, run_job  # noqa: PLC0415
     from gmel.evaluation.table import print_table  # noqa: PLC0415
+    from gmel.scenario.load import load_scenario  # noqa: PLC0415
 
     if resume:
         folder = out or _latest_interrupted()

@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gmel.scenario.load import digest, load_scenario, load_warning, preset_names, to_toml
-
 __all__ = ["app"]
 
 app = typer.Typer(help="List, show, check and compare scenarios.", no_args_is_help=True)
@@ -18,6 +16,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_presets(as_json: Json = False) -> None:
     """List the presets."""
+    from gmel.scenario.load import digest, load_scenario, preset_names  # noqa: PLC0415
+
     presets = [load_scenario(name) for name in preset_names()]
     if as_json:
         typer.echo(json.dumps([{"name": s.name, "title": s.title, "digest": digest(s)} for s in presets]))
@@ -29,6 +29,8 @@ def list_presets(as_json: Json = False) -> None:
 @app.command("show")
 def show(name: Name, as_json: Json = False) -> None:
     """Print a scenario with all its defaults."""
+    from gmel.scenario.load import load_scenario, to_toml  # noqa: PLC0415
+
     scenario = load_scenario(name)
     typer.echo(json.dumps(scenario.model_dump(mode="json")) if as_json else to_toml(scenario))
 
@@ -36,6 +38,8 @@ def show(name: Name, as_json: Json = False) -> None:
 @app.command("check")
 def check(name: Name, as_json: Json = False) -> None:
     """Check a scenario file; errors name the field, an offered load of 1 and more is a warning."""
+    from gmel.scenario.load import digest, load_scenario, load_warning  # noqa: PLC0415
+
     scenario = load_scenario(name)
     rate = scenario.arrival_rate_per_s
     load = None if rate is None else rate * scenario.mean_work / scenario.capacity
@@ -60,6 +64,7 @@ def check(name: Name, as_json: Json = False) -> None:
 def diff(a: Name, b: Name, as_json: Json = False) -> None:
     """Show the fields in which two scenarios differ, with both values."""
     from gmel.scenario.compare import ABSENT, differences  # noqa: PLC0415
+    from gmel.scenario.load import load_scenario  # noqa: PLC0415
 
     found = differences(load_scenario(a), load_scenario(b))
     if as_json:
@@ -89,6 +94,7 @@ def import_positions(
     from gmel.scenario.errors import InputError  # noqa: PLC0415
     from gmel.scenario.files import replace_file  # noqa: PLC0415
     from gmel.scenario.importers import import_places  # noqa: PLC0415
+    from gmel.scenario.load import load_scenario, to_toml  # noqa: PLC0415
     from gmel.scenario.positions import place  # noqa: PLC0415
 
     sites = import_places(servers, f"--servers {servers}")

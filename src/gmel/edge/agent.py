@@ -8,6 +8,7 @@ import numpy as np
 
 from gmel.edge.device import Device, DirectDevice, Outcome, run_load
 from gmel.edge.engines.http import HttpEngine
+from gmel.edge.engines.transport import HttpxTransport, Links
 from gmel.edge.load import tasks_of_trace
 from gmel.edge.local import LocalWork
 from gmel.edge.plant import Plant, plant_of
@@ -90,7 +91,7 @@ def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
         direct = DirectDevice(
             plant,
             addresses(options.servers),
-            HttpEngine(key=options.key),
+            HttpEngine(HttpxTransport(Links(key=options.key))),
             None if options.policy is None else ExportedPolicy.load(options.policy),
             rng=np.random.default_rng(options.seed),
             key=options.key,

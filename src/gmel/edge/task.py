@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from gmel.scenario.errors import InputError
@@ -87,7 +87,7 @@ class Task:
     def as_json(self) -> dict[str, Any]:
         """Every field, for a body or the ledger; `input` only where there is one, so that the digests of tasks in older
         ledgers stay what they are."""
-        fields = asdict(self)
+        fields = {**vars(self), "links_bps": dict(self.links_bps)}  # `asdict` would be a fifth of an acceptance
         if not self.input:
             del fields["input"]
         return fields

@@ -20,6 +20,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import is_file
 
 __all__ = [
     "MAX_REQUESTS",
@@ -31,7 +32,6 @@ __all__ = [
     "check_range",
     "file_columns",
     "floats",
-    "is_file",
     "labels",
     "listing",
     "printable",
@@ -63,14 +63,6 @@ class Rule(NamedTuple):
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         return f"{kind} {'>' if self.open else '>='} {self.low:g} and <= {self.high:g}"
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file; False as well for names that no file can have."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def printable(text: str, length: int = 40) -> str:

@@ -1,9 +1,17 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Files: whether there is one, and writing so that nobody ever reads half of one."""
 
 import os
 from pathlib import Path
 
-__all__ = ["replace_file"]
+__all__ = ["is_file", "replace_file"]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False as well for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from gmel.scenario.columns import is_file
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import is_file
 from gmel.scenario.schema import Scenario
 
 __all__ = [

@@ -39,8 +39,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from gmel.scenario.columns import file_columns, is_file, printable
+from gmel.scenario.columns import file_columns, printable
 from gmel.scenario.errors import InputError
+from gmel.scenario.files import is_file
 from gmel.scenario.importers import (
     ATTRIBUTION_AZURE,
     COLUMNS,

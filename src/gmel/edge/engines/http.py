@@ -4,14 +4,14 @@ A server sends a line of JSON whenever something happens, and at least once a se
 bytes of the result. So a server that has stopped (not died) is known by its silence, whatever the task takes.
 """
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
-import anyio
-import httpx
-
 from gmel.edge.engines.engine import Answer, LostError, RefusedError, SilentError, Told, read_answer
+from gmel.edge.engines.transport import Reply, Transport
 from gmel.edge.fleet import Beat, ServerState
 from gmel.edge.task import Task
 from gmel.edge.traces import CONTEXT
@@ -21,49 +21,38 @@ __all__ = ["MOST_RESULT_BYTES", "HttpEngine"]
 MOST_RESULT_BYTES = 256 * 2**20
 """Of one task."""
 _MOST_LINE = 64 * 1024
+_MOST_REFUSAL = 200
+_CANCEL_S = 2.0
+_END_S = 1.0
+"""For the end of an answer that is complete."""
 
 
 class HttpEngine:
-    """See the module.
+    """See the module."""
 
-    Args:
-        stall_s: silence after which a server has stopped.
-        key: what the servers are shown, where they ask for it.
-        verify: false, or a file of certificates to trust in place of the usual ones.
-    """
-
-    def __init__(self, stall_s: float = 5.0, key: str | None = None, verify: bool | str = True) -> None:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        timeout = httpx.Timeout(stall_s, connect=min(stall_s, 2.0), pool=None)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._client = httpx.AsyncClient(
-            timeout=timeout, limits=limits, headers=headers, verify=verify, trust_env=False
-        )
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     async def submit(self, server: ServerState, task: Task, attempt: int, told: Told) -> Answer:
         """As :meth:`Engine.submit`."""
         url = _url(server)
         body = {"task": task.as_json(), "attempt": attempt}
+        context = {"traceparent": header} if (header := CONTEXT.get()) else {}
         try:
-            context = {"traceparent": header} if (header := CONTEXT.get()) else {}
-            async with self._client.stream("POST", f"{url}/v1/run", json=body, headers=context) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise RefusedError(f"{server.name}: {response.status_code} {response.text[:200]}")
-                return await _read(response, server, told)
-        except httpx.TimeoutException as error:
-            raise SilentError(f"{server.name}: silent ({type(error).__name__})") from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, RecursionError) as error:
-            raise LostError(f"{server.name}: {type(error).__name__} {error}".strip()) from error
+            async with self._transport.post(f"{url}/v1/run", body, context) as reply:
+                if reply.status != 200:
+                    raise RefusedError(f"{server.name}: {reply.status} {await _refusal(reply)}")
+                return await _read(reply, server, told)
+        except SilentError as error:
+            raise SilentError(f"{server.name}: {error}") from error
+        except (LostError, ValueError, KeyError, RecursionError) as error:
+            said = str(error) if isinstance(error, LostError) else f"{type(error).__name__} {error}".strip()
+            raise LostError(f"{server.name}: {said}") from error
 
     async def cancel(self, server: ServerState, task_id: str) -> None:
         """As :meth:`Engine.cancel`."""
-        if server.beat is None or server.beat.url is None:
-            return
-        try:
-            await self._client.delete(f"{server.beat.url}/v1/run/{task_id}", timeout=2.0)
-        except (httpx.HTTPError, httpx.InvalidURL):
-            return
+        if server.beat is not None and server.beat.url is not None:
+            await self._transport.delete(f"{server.beat.url}/v1/run/{task_id}", _CANCEL_S)
 
     async def heartbeat(self, server: ServerState) -> Beat | None:
         """Servers say it on their own."""
@@ -76,8 +65,7 @@ class HttpEngine:
 
     async def close(self) -> None:
         """As :meth:`Engine.close`."""
-        with anyio.CancelScope(shield=True):
-            await self._client.aclose()
+        await self._transport.close()
 
 
 def _url(server: ServerState) -> str:
@@ -86,12 +74,22 @@ def _url(server: ServerState) -> str:
     return server.beat.url
 
 
-async def _read(response: httpx.Response, server: ServerState, told: Told) -> Answer:
+async def _refusal(reply: Reply) -> str:
+    """What a server says of why it does not take a task, cut to what a line bears."""
+    said = bytearray()
+    async for chunk in reply.chunks:
+        said += chunk
+        if len(said) >= _MOST_REFUSAL:
+            break
+    return bytes(said[:_MOST_REFUSAL]).decode("utf-8", "replace")
+
+
+async def _read(reply: Reply, server: ServerState, told: Told) -> Answer:
     """Lines, then the bytes that the last one announces."""
     waiting = bytearray()
     final: dict[str, Any] | None = None
     size = 0
-    async for chunk in response.aiter_raw():
+    async for chunk in reply.chunks:
         waiting += chunk
         while final is None and (end := waiting.find(b"\n")) >= 0:
             line: Any = json.loads(bytes(waiting[:end]))
@@ -111,6 +109,14 @@ async def _read(response: httpx.Response, server: ServerState, told: Told) -> An
             raise ValueError("a line without an end")
         if final is not None and len(waiting) >= size:
             break
+    # To the last byte of HTTP as well: a connection that is left before it cannot be used again. A server that does not
+    # end has done its work all the same.
+    with contextlib.suppress(LostError, TimeoutError):
+        async with asyncio.timeout(_END_S):
+            async for chunk in reply.chunks:
+                waiting += chunk
+                if len(waiting) > size:
+                    break
     if final is None or len(waiting) != size:
-        raise LostError(f"{server.name}: broke off")
+        raise LostError("broke off")
     return read_answer(final, None if final["event"] == "failed" else bytes(waiting))

@@ -18,6 +18,7 @@ from gmel.edge.dispatch import Dispatcher
 from gmel.edge.engines.engine import Engine
 from gmel.edge.engines.http import HttpEngine
 from gmel.edge.engines.pull import EitherEngine, PullEngine
+from gmel.edge.engines.transport import AiohttpTransport, Links
 from gmel.edge.fleet import Fleet
 from gmel.edge.inputs import Inputs
 from gmel.edge.keeping import Keeper
@@ -130,7 +131,9 @@ class Gateway:
         self.ledger = Ledger(settings.folder / LEDGER)
         self.store = store_at(settings.store, settings.folder, RESULTS)
         self.inputs = Inputs(store_at(settings.store, settings.folder, INPUTS), settings.inputs_bytes)
-        push = self._engine or HttpEngine(settings.stall_s, settings.server_key, settings.verify)
+        push = self._engine or HttpEngine(
+            AiohttpTransport(Links(settings.stall_s, settings.server_key, settings.verify))
+        )
         self.engine = EitherEngine(push, self.pull)
         self.dispatcher = Dispatcher(
             self.ledger,
