@@ -10,6 +10,7 @@ for all: one request a task, answered with its end. Ratios are to Ray Serve wher
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -19,10 +20,12 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 from rich.console import Console
@@ -38,19 +41,20 @@ _SERVERS = ("line-a", "line-b", "line-c")
 
 async def measure(url: str, path: str, clients: int, tasks: int) -> dict[str, float]:
     """Tasks per second and latencies in ms of so many clients, each with one request at a time."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
     latencies: list[float] = []
     left = iter(range(tasks))
 
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60.0, trust_env=False) as client:
+    timeout = aiohttp.ClientTimeout(total=60.0)
+    async with aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as client:
 
         async def one() -> None:
             for _ in left:
                 body = {"id": uuid.uuid4().hex, "device": "bench", "model": "compose"}
                 began = time.perf_counter()
-                answer = await client.post(path, json=body)
-                answer.raise_for_status()
-                assert answer.json()["state"] == "done", answer.text
+                async with client.post(path, json=body) as answer:
+                    answer.raise_for_status()
+                    said = await answer.json()
+                assert said["state"] == "done", said
                 latencies.append(time.perf_counter() - began)
 
         began = time.perf_counter()
@@ -70,14 +74,23 @@ def proxy(servers: list[str]) -> Any:
     """The bare proxy: it keeps nothing, and asks the servers in turn."""
     from fastapi import FastAPI, Request  # noqa: PLC0415
 
-    app = FastAPI()
     turn = itertools.cycle(servers)
-    client = httpx.AsyncClient(timeout=60.0, trust_env=False, limits=httpx.Limits(max_connections=None))
+    clients: list[aiohttp.ClientSession] = []
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+            clients.append(client)
+            yield
+
+    app = FastAPI(lifespan=life)
 
     @app.post("/run")
     async def run(request: Request) -> dict[str, str]:
-        answer = await client.post(f"{next(turn)}/v1/run", json={"task": await request.json(), "attempt": 1})
-        last = [line for line in answer.content.split(b"\n") if line.startswith(b"{")][-1]
+        body = {"task": await request.json(), "attempt": 1}
+        async with clients[0].post(f"{next(turn)}/v1/run", json=body) as answer:
+            content = await answer.read()
+        last = [line for line in content.split(b"\n") if line.startswith(b"{")][-1]
         return {"state": json.loads(last)["event"]}
 
     return app
