@@ -45,14 +45,28 @@ def gmel(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder made by the command itself."""
-    place = tmp_path_factory.mktemp("finished")
-    (place / "plant.toml").write_text(to_toml(parse_scenario(plant_text(), "small")))
-    done = command(place, "run", "plant.toml", *SMALL, "--seeds", "2", "--out", "run", "--json")
-    assert done.returncode == 0, done.stderr
-    evaluation = json.loads(done.stdout)
-    assert {p["name"] for p in evaluation["policies"]} >= {"proportional", "led2", "softmax7", "optimum", "amarl"}
-    return place / "run"
+    """A run folder made by the command itself: by one of the workers, since it takes the longest of all; each has a
+    copy of its own to change."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run-for-all"
+    made = place / "made"
+    try:
+        place.mkdir()
+    except FileExistsError:
+        ends = time.monotonic() + 600
+        while not made.exists() and time.monotonic() < ends:
+            time.sleep(0.2)
+        assert made.exists(), "the other worker made no run"
+    else:
+        (place / "plant.toml").write_text(to_toml(parse_scenario(plant_text(), "small")))
+        done = command(place, "run", "plant.toml", *SMALL, "--seeds", "2", "--out", "run", "--json")
+        assert done.returncode == 0, done.stderr
+        evaluation = json.loads(done.stdout)
+        assert {p["name"] for p in evaluation["policies"]} >= {"proportional", "led2", "softmax7", "optimum", "amarl"}
+        made.touch()
+    own = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(place / "run", own)
+    return own
 
 
 def command(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
