@@ -7,6 +7,7 @@ import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from tests.edge_plants import plant, ran, task, until
 from gmel.edge.device import Device, read_photo
 from gmel.edge.gateway.app import gateway_app
 from gmel.edge.gateway.gateway import Settings
-from gmel.edge.inputs import KEPT_S, Inputs
+from gmel.edge.inputs import KEPT_S, FullError, Inputs
 from gmel.edge.keys import add_key
 from gmel.edge.server.app import server_app
 from gmel.edge.server.inputs import AwayError, GatewayPhotos, drawn_on
 from gmel.edge.server.reporting import Reporting
 from gmel.edge.server.runner import Runner
 from gmel.edge.server.work import Synthesis
-from gmel.edge.store import FolderStore, StoreError
+from gmel.edge.store import PARTS, FolderStore, Held, StoreError
 from gmel.edge.task import MOST_INPUT_BYTES, read_task
 from gmel.scenario.errors import InputError
 from gmel.synthesis.data.reading import grey_of
@@ -159,6 +160,32 @@ def test_inputs_together_are_bounded(tmp_path: Path) -> None:
             assert (
                 await inside.client.put(f"/v1/inputs/{name_of_photo(photos[0])}", content=photos[0])
             ).status_code == 200
+
+    ran(steps())
+
+
+def test_inputs_that_come_at_once_or_during_a_sweep_are_counted(tmp_path: Path) -> None:
+    photos = [png(number) for number in range(3)]
+    store = FolderStore(tmp_path)
+    looked, go_on = threading.Event(), threading.Event()
+
+    class Slow(FolderStore):
+        def held(self, parts: range = range(PARTS)) -> Iterator[Held]:
+            found = list(store.held(parts))
+            looked.set()
+            go_on.wait(20)
+            return iter(found)
+
+    async def steps() -> None:
+        inputs = Inputs(Slow(tmp_path), sum(map(len, photos[:2])))
+        sweep = asyncio.create_task(inputs.sweep(set))
+        await asyncio.to_thread(looked.wait, 20)
+        await inputs.add(name_of_photo(photos[0]), photos[0])
+        go_on.set()
+        await sweep
+        both = [inputs.add(name_of_photo(each), each) for each in photos[1:]]
+        ends = await asyncio.gather(*both, return_exceptions=True)
+        assert {type(each) for each in ends} == {FullError, type(None)}
 
     ran(steps())
 

@@ -86,8 +86,13 @@ class Inputs:
             raise FullError(
                 f"inputs: {self._most_bytes / 1e9:g} GB are here; those that no task names leave after a day"
             )
-        await asyncio.to_thread(self._store.put, data)
-        self._used[name], self._sizes[name] = time.monotonic(), len(data)
+        self._sizes[name] = len(data)  # before it is there, or several at once would pass together
+        try:
+            await asyncio.to_thread(self._store.put, data)
+        except BaseException:
+            self._sizes.pop(name, None)
+            raise
+        self._used[name] = time.monotonic()
         self._damaged.discard(name)
 
     async def get(self, name: str) -> bytes | None:
@@ -110,8 +115,10 @@ class Inputs:
         Raises:
             OSError: the store did not let us.
         """
+        before = set(self._sizes)
         found = await asyncio.to_thread(lambda: list(self._store.held()))
-        self._sizes = {each.name: each.size for each in found}
+        came = {name: size for name, size in self._sizes.items() if name not in before}  # while we looked
+        self._sizes = {each.name: each.size for each in found} | came
         gone = 0
         for each in found:
             now = time.monotonic()
