@@ -153,6 +153,9 @@ def run_all(tasks: int, note: Any) -> dict[str, Any]:
         note("gateway, durable")
         found["gateway, durable"] = series(gateway, "/v1/tasks?wait_s=30", tasks)
         text = httpx.get(f"{gateway}/metrics").text
+        before_s = processor_s(processes.running["gateway"].pid)
+        asyncio.run(measure(gateway, "/v1/tasks?wait_s=30", 8, tasks))
+        found["gateway_ms_per_task"] = 1000 * (processor_s(processes.running["gateway"].pid) - before_s) / tasks
         found["decision_p99_us_at_most"] = 1e6 * bucket(text, "gmel_decision_seconds", 0.99)
         note("bare FastAPI proxy, keeps nothing")
         process, address = child("--proxy", *servers)
@@ -170,6 +173,12 @@ def run_all(tasks: int, note: Any) -> dict[str, Any]:
             process.terminate()
             process.wait()
     return found
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bucket(text: str, name: str, share: float) -> float:
@@ -209,7 +218,8 @@ def main() -> int:
     console.print(table)
     memory = ", ".join(f"{name} {value:.0f}" for name, value in found["memory_mb"].items())
     console.print(
-        f"idle memory MB: {memory}; a decision takes at most {found['decision_p99_us_at_most']:.0f} us in 99 of 100"
+        f"idle memory MB: {memory}; a decision takes at most {found['decision_p99_us_at_most']:.0f} us in 99 of 100; "
+        f"the gateway takes {found['gateway_ms_per_task']:.1f} ms of processor time a task with 8 clients"
     )
     if "Ray Serve HTTP proxy" not in found:
         console.print("Ray Serve: not installed, not measured")

@@ -75,7 +75,7 @@ def gateway(
     traces: Traced = False,
 ) -> None:
     """Take tasks of devices, decide where each runs, and lose none."""
-    need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
+    need("edge", "aiohttp", "fastapi", "httpx", "prometheus_client", "uvicorn")
     from gmel.edge.engines.engine import Engine  # noqa: PLC0415
     from gmel.edge.engines.ray import RayEngine  # noqa: PLC0415
     from gmel.edge.gateway.gateway import INPUTS, Settings  # noqa: PLC0415

@@ -40,7 +40,7 @@ def live(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a whole plant on this machine: a gateway, unlike servers that really generate, devices that ask."""
-    need("edge", "fastapi", "httpx", "prometheus_client", "uvicorn")
+    need("edge", "aiohttp", "fastapi", "httpx", "prometheus_client", "uvicorn")
     from gmel.edge.live import LiveOptions, run_live, summary_lines  # noqa: PLC0415
 
     options = LiveOptions(scenario, out, seconds, load, trace, policy, policies, models, sleep, port, seed, keep)
