@@ -7,6 +7,8 @@ RUN := $(UV) run --frozen --no-sync
 ARGS ?=
 # Plants often sit behind a proxy that inspects TLS: its certificate is the system's, not one that uv brings along.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt),true,false)
+# The tests start hundreds of processes: where Python keeps no bytecode, each would compile the package again.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help env run test test-slow check bench docs clean
@@ -20,7 +22,7 @@ $(TOOLS)/bin/uv:
 
 # The environment is rebuilt when the lock or the project file changes.
 .venv/.stamp: pyproject.toml uv.lock | $(filter $(TOOLS)/bin/uv,$(UV))
-	$(UV) sync --frozen
+	$(UV) sync --frozen --compile-bytecode
 	@touch $@
 
 env: .venv/.stamp  ## create the environment from the lock file
