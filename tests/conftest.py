@@ -5,6 +5,7 @@ Compiled programs are kept between tests, workers and runs: compilation is most 
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # Programs here run for moments: XLA takes half as long without its optimisations and its fusions by MLIR. The slow
 # tests run what users run (make test-slow).
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+
+# Shells have what they start in the background ignore Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers share the cores; threads of BLAS beside them spend their time waiting for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import compiled
 from gmel.evaluation.ladder import RULES
 from gmel.evaluation.tuning import UNTUNED
 from gmel.scenario.load import parse_scenario
@@ -137,13 +138,13 @@ def small_plant(**choices: object) -> Scenario:
 def opened(scenario: Scenario, seed: int = 1) -> tuple[Environment, State]:
     """An environment and its first state."""
     environment = Environment.from_scenario(scenario)
-    return environment, environment.reset(seeds(seed, 1)[0])
+    return environment, compiled.reset(environment, seeds(seed, 1)[0])
 
 
 def rule_keeps_to_the_mask(name: str, environment: Environment, state: State) -> None:
     """A rule of the ladder chooses what every request may choose."""
     policy = RULES[name][1](UNTUNED)
-    seen = environment.observe(state)
+    seen = compiled.observe(environment, state)
     if hasattr(policy, "assign"):
         action = policy.assign(environment, state, jax.random.key(0))
     else:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import compiled
 from gmel.physics.random import seed_words
 from gmel.simulator.environment import Environment, seeds
 from gmel.simulator.state import Observation, Outcome, Requests, State, option, task
@@ -194,7 +195,7 @@ def table(environment: Environment, rows: list[dict[str, Any]]) -> Requests:
 
 def start_with(environment: Environment, rows: list[dict[str, Any]], snr: float = 15.0) -> State:
     """An empty plant with given requests, every link with the same SNR: at 15, four bits per second and hertz."""
-    state = environment.reset(jnp.asarray(seed_words(1)))
+    state = compiled.reset(environment, jnp.asarray(seed_words(1)))
     links = jax.tree.map(lambda field: jnp.full_like(field, snr), state.links)
     return state._replace(links=links, requests=table(environment, rows))
 
@@ -258,7 +259,7 @@ def test_overtaken_upload_is_charged_to_who_overtook() -> None:
     state = start_with(environment, first, snr=3.0)
     for slot, (own_cost, team_cost) in enumerate(expected):
         if slot == 2:
-            projection = environment.project(state, act(environment, 1))
+            projection = compiled.project(environment, state, act(environment, 1))
             assert float(projection.latency_s[0]) == pytest.approx(1.5, abs=1e-5)
             assert float(projection.delay_s) == pytest.approx(0.5, abs=1e-5)
             assert float(projection.cost[0]) == pytest.approx(fast_cost, rel=1e-5)
@@ -350,7 +351,7 @@ def test_parallel_environments_equal_single_ones() -> None:
 
 def test_compiled_step_equals_the_interpreted_one() -> None:
     environment = environment_of("plain")
-    state, action = environment.reset(jnp.asarray(seed_words(5))), act(environment, 1, 2, 1, 0, 3)
+    state, action = compiled.reset(environment, jnp.asarray(seed_words(5))), act(environment, 1, 2, 1, 0, 3)
     alike(step(environment, state, action), environment.step(state, action))
 
 
@@ -402,7 +403,7 @@ def test_servers_in_another_order_give_the_same_result() -> None:
 
         return jax.lax.scan(one_slot, state, (requests, actions))
 
-    start = environment.reset(jnp.asarray(seed_words(3)))
+    start = compiled.reset(environment, jnp.asarray(seed_words(3)))
     links = jax.tree.map(lambda field: field[:, permutation], start.links)
     servers = jax.tree.map(lambda field: field[permutation], start.servers)
     seen = jax.tree.map(lambda field: field[:, permutation], start.broadcasts)
@@ -458,8 +459,8 @@ def test_device_remembers_what_it_sent_since_the_broadcast() -> None:
     sent = []
     for _ in range(4):
         state, _, _ = step(environment, state, act(environment, 1, 1, 2), again)
-        sent.append(option(environment.observe(state), "own_unseen_s")[:3, 1:].tolist())
-        assert not option(environment.observe(state, fresh=True), "own_unseen_s").any()
+        sent.append(option(compiled.observe(environment, state), "own_unseen_s")[:3, 1:].tolist())
+        assert not option(compiled.observe(environment, state, fresh=True), "own_unseen_s").any()
     # Servers of speed 2 and 3; an age of two slots: the first slot is forgotten after the third.
     assert sent[0] == [[1.5, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     np.testing.assert_allclose(sent[1], [[2.0, 0, 0], [0.5, 1, 0], [0, 1 / 3, 0]], rtol=1e-6)
@@ -473,9 +474,9 @@ def test_device_does_not_see_the_noise_of_its_tasks() -> None:
     for noise in (1.0, 3.0):
         rows = [{"work": 2.0, "noise": noise}]
         state = start_with(environment, rows)
-        before = environment.observe(state)
+        before = compiled.observe(environment, state)
         state, _, _ = step(environment, state, act(environment, 1), table(environment, [{"work": 1.0}]))
-        views.append((before, environment.observe(state)))
+        views.append((before, compiled.observe(environment, state)))
     assert jax.tree.all(jax.tree.map(np.array_equal, *views))
 
 
@@ -486,7 +487,7 @@ def test_mask_follows_the_links_and_the_memory_of_the_device() -> None:
     state = start_with(environment, rows)
     floor = 10**-0.5
     weak = jnp.array([[1.0, 0.99 * floor, 1.01 * floor]]) * jnp.array([[1.0], [1.0], [1e-3], [1.0], [1.0], [1.0]])
-    view = environment.observe(state._replace(links=state.links._replace(uplink_snr=weak)))
+    view = compiled.observe(environment, state._replace(links=state.links._replace(uplink_snr=weak)))
     # The small model fits the device, the large one does not, unless no server can be reached.
     assert view.mask[:3].tolist() == [
         [True, True, False, True],
@@ -499,7 +500,7 @@ def test_mask_follows_the_links_and_the_memory_of_the_device() -> None:
 def test_switch_time_is_shown_only_for_models_that_are_not_held() -> None:
     environment = environment_of("everything")
     state = start_with(environment, [{"model": m} for m in range(3)])
-    shown_s = np.asarray(option(environment.observe(state), "switch_s"))[:3, 1:]
+    shown_s = np.asarray(option(compiled.observe(environment, state), "switch_s"))[:3, 1:]
     held = np.asarray(state.servers.resident).T
     assert held.any()
     assert not held.all()
@@ -511,8 +512,8 @@ def test_switch_time_is_shown_only_for_models_that_are_not_held() -> None:
 
 def test_explicit_requests_replay_the_drawn_run() -> None:
     environment = environment_of("everything")
-    drawn = environment.reset(jnp.asarray(seed_words(9)))
-    other = environment.reset(jnp.asarray(seed_words(10)))
+    drawn = compiled.reset(environment, jnp.asarray(seed_words(9)))
+    other = compiled.reset(environment, jnp.asarray(seed_words(10)))
     explicit = other._replace(links=drawn.links, requests=drawn.requests)
     for slot in range(6):
         action = act(environment, *(1 + (slot + n) % 3 for n in range(environment.requests)))
@@ -538,7 +539,7 @@ def test_types_of_the_state_are_kept_in_double_precision() -> None:
     """A scan over slots needs it."""
     with jax.enable_x64(True):
         environment = Environment.from_scenario(small_plant(**PLAIN))
-        state = environment.reset(jnp.asarray(seed_words(1)))
+        state = compiled.reset(environment, jnp.asarray(seed_words(1)))
         after, _, _ = jax.eval_shape(environment.step, state, jnp.zeros(environment.requests, jnp.int32))
     changed = jax.tree.map(lambda new, old: (old.dtype, new.dtype) if new.dtype != old.dtype else None, after, state)
     assert not jax.tree.leaves(changed)
@@ -558,7 +559,7 @@ def test_discarded_task_counts_its_deadline_even_if_that_was_over_at_the_decisio
 def traffic(slots: int, **choices: Any) -> tuple[Environment, Requests]:
     """Requests of many slots at once: they depend on the slot number alone."""
     environment = Environment.from_scenario(small_plant(**{"max_per_slot": None, **choices}))
-    state = environment.reset(jnp.asarray(seed_words(21)))
+    state = compiled.reset(environment, jnp.asarray(seed_words(21)))
 
     @jax.jit
     def of_slots(numbers: jax.Array) -> Requests:

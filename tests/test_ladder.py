@@ -35,8 +35,19 @@ def test_rungs_at_load_07(name: str) -> None:
     latency_agrees(0.7, name, 8, 900)
 
 
+DEPARTS = pytest.mark.xfail(
+    reason="its temperature is tuned on another grid: 6 % faster here (docs/presets/hall-20x5.md)"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
-@pytest.mark.parametrize("name", list(REFERENCE[0.7]))
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        pytest.param(load, name, marks=DEPARTS if (load, name) == (0.9, "softmax") else ())
+        for load in (0.5, 0.7, 0.9)
+        for name in REFERENCE[0.7]
+    ],
+)
 def test_all_rungs_at_all_loads(load: float, name: str) -> None:
     latency_agrees(load, name, 8, 2500)

@@ -212,7 +212,7 @@ SMALL: dict[str, dict[str, Any]] = {
 )
 def test_learner_finds_the_answer(name: str) -> None:
     algorithm = make_algorithm(name, **SMALL[name])
-    state = algorithm.init(game(), jax.random.key(2))
+    state = eqx.filter_jit(algorithm.init)(game(), jax.random.key(2))
     untrained = measured_cost(algorithm.policy(state))
     update = eqx.filter_jit(algorithm.update)
     for _ in range(SMALL[name]["updates"]):
@@ -236,7 +236,7 @@ def test_update_is_a_function_of_the_state_and_the_state_a_pytree(name: str) -> 
     small = {key: value for key, value in SMALL[name].items() if key not in ("updates", "learning_rate")}
     algorithm = make_algorithm(name, **small)
     update = eqx.filter_jit(algorithm.update)
-    state, _ = update(game(), algorithm.init(game(), jax.random.key(0)))
+    state, _ = update(game(), eqx.filter_jit(algorithm.init)(game(), jax.random.key(0)))
     leaves, structure = jax.tree.flatten(state)
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
     again = jax.tree.unflatten(structure, [leaf + 0 if leaf.dtype == jnp.float32 else leaf for leaf in leaves])
@@ -276,10 +276,27 @@ def situation(
     return Observation(*(jnp.asarray(part, jnp.float32 if part.dtype == float else None) for part in parts))
 
 
+@cache
 def actor(communicating: bool = False) -> Actor:
     """An actor whose learned part matters (its last layer starts close to zero)."""
-    made = Actor(SCALE, jax.random.key(4), 16, communicating=communicating)
+    made = eqx.filter_jit(Actor)(SCALE, jax.random.key(4), 16, communicating=communicating)
     return eqx.tree_at(lambda a: a.out.weight, made, 50 * made.out.weight)
+
+
+@cache
+def option_critic(seed: int = 0, own_waits: bool = False) -> OptionCritic:
+    return eqx.filter_jit(OptionCritic)(SCALE, jax.random.key(seed), 16, own_waits=own_waits)
+
+
+@eqx.filter_jit
+def respond(network: Any, *seen: Any) -> Any:
+    """What a network says. One program: by itself each operation of it would be compiled."""
+    return network(*seen)
+
+
+@eqx.filter_jit
+def choose(policy: LearnedPolicy, seen: Observation, keys: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key: policy.choose(seen, key))(keys)
 
 
 def rows_of(observation: Observation, order: Any) -> Observation:
@@ -296,12 +313,12 @@ def test_actor_is_equivariant_over_servers_and_never_takes_a_masked_option(seed:
     seen = situation(seed)
     order = np.concatenate([[0], 1 + np.random.default_rng(seed).permutation(3)])
     moved = seen._replace(options=seen.options[:, :, order], mask=seen.mask[:, :, order])
-    logits = actor(communicating)(seen)
-    same(actor(communicating)(moved), logits[..., order])
+    logits = respond(actor(communicating), seen)
+    same(respond(actor(communicating), moved), logits[..., order])
     assert np.array_equal(jax.nn.softmax(logits) == 0, ~np.asarray(seen.mask))
     one = jax.tree.map(lambda leaf: leaf[0], seen)
     for policy in (LearnedPolicy(actor(communicating)), LearnedPolicy(actor(communicating), greedy=True)):
-        drawn = jax.vmap(lambda key, p=policy: p.choose(one, key))(jax.random.split(jax.random.key(seed), 50))
+        drawn = choose(policy, one, jax.random.split(jax.random.key(seed), 50))
         assert np.all(np.take_along_axis(np.asarray(one.mask)[None], np.asarray(drawn)[..., None], axis=-1))
 
 
@@ -310,7 +327,7 @@ def test_actor_is_equivariant_over_servers_and_never_takes_a_masked_option(seed:
 def test_decentralised_rows_do_not_see_each_other(seed: int) -> None:
     one, other = situation(seed), situation(seed + 1)
     mixed = jax.tree.map(lambda a, b: a.at[:, 1:].set(b[:, 1:]), one, other)
-    assert np.array_equal(actor()(one)[:, 0], actor()(mixed)[:, 0])
+    assert np.array_equal(respond(actor(), one)[:, 0], respond(actor(), mixed)[:, 0])
 
 
 @settings(max_examples=6, deadline=None)
@@ -318,12 +335,12 @@ def test_decentralised_rows_do_not_see_each_other(seed: int) -> None:
 def test_communicating_rows_are_equivariant_hear_the_present_and_nobody_else(seed: int) -> None:
     seen, network = situation(seed), actor(communicating=True)
     order = np.random.default_rng(seed).permutation(5)
-    logits = network(seen)
-    same(network(rows_of(seen, order)), logits[:, order])
+    logits = respond(network, seen)
+    same(respond(network, rows_of(seen, order)), logits[:, order])
     noise = jnp.where(seen.present[..., None, None], 0.0, 3.0)
-    padded = network(seen._replace(options=seen.options + noise))
+    padded = respond(network, seen._replace(options=seen.options + noise))
     same(jnp.where(seen.present[..., None], padded, 0.0), jnp.where(seen.present[..., None], logits, 0.0))
-    changed = network(seen._replace(options=seen.options.at[:, 0, :, 5:].add(1.0)))
+    changed = respond(network, seen._replace(options=seen.options.at[:, 0, :, 5:].add(1.0)))
     others = np.asarray(seen.present)[:, 1:]
     heard = np.where(others[..., None] & np.asarray(seen.mask)[:, 1:], changed[:, 1:] - logits[:, 1:], 0)
     assert np.abs(heard).max() > 1e-4
@@ -333,22 +350,23 @@ def test_communicating_rows_are_equivariant_hear_the_present_and_nobody_else(see
 def test_actor_is_independent_of_the_batch_and_of_the_size_of_the_plant(communicating: bool) -> None:
     network, seen = actor(communicating), situation(7, batch=6)
     for index in range(6):
-        same(network(jax.tree.map(lambda leaf, at=index: leaf[at : at + 1], seen))[0], network(seen)[index])
-    assert network(situation(8, rows=60, servers=8, devices=60)).shape == (2, 60, 9)
+        alone = jax.tree.map(lambda leaf, at=index: leaf[at : at + 1], seen)
+        same(respond(network, alone)[0], respond(network, seen)[index])
+    assert respond(network, situation(8, rows=60, servers=8, devices=60)).shape == (2, 60, 9)
 
 
 def judge(name: str, own_waits: bool = False) -> Any:
     """A critic as a function of the observation: own values by row, and the team's."""
     if name == "attention":
-        critic = AttentionCritic(SCALE, jax.random.key(0), 16, own_waits=own_waits)
-        return lambda seen: tuple(critic(seen))
+        critic = eqx.filter_jit(AttentionCritic)(SCALE, jax.random.key(0), 16, own_waits=own_waits)
+        return lambda seen: tuple(respond(critic, seen))
     if name == "flat":
-        flat = FlatCritic(SCALE, 5, 4, jax.random.key(0), 16)
-        return lambda seen: tuple(flat(seen))
-    options = OptionCritic(SCALE, jax.random.key(0), 16, own_waits=own_waits)
+        flat = eqx.filter_jit(FlatCritic)(SCALE, 5, 4, jax.random.key(0), 16)
+        return lambda seen: tuple(respond(flat, seen))
+    options = option_critic(own_waits=own_waits)
 
     def judged(seen: Observation) -> tuple[jax.Array, jax.Array]:
-        result = options(seen, jnp.argmax(jnp.where(seen.mask, seen.options[..., 3], -1.0), axis=-1))
+        result = respond(options, seen, jnp.argmax(jnp.where(seen.mask, seen.options[..., 3], -1.0), axis=-1))
         return jnp.sum(result.own + result.team_marginal, axis=-1), result.team
 
     return judged
@@ -426,18 +444,18 @@ def test_learners_tell_their_critics_where_requests_wait_unlike(name: str, criti
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10**6))
 def test_team_marginals_are_the_counterfactuals_of_the_joint_value(seed: int) -> None:
-    seen, critic = situation(seed), OptionCritic(SCALE, jax.random.key(3), 16)
+    seen, critic = situation(seed), option_critic(3)
     action = jnp.asarray(np.random.default_rng(seed).integers(0, 4, (2, 5)))
-    marginal = critic(seen, action).team_marginal[:, 0]
-    joint = jnp.stack([critic(seen, action.at[:, 0].set(option)).team for option in range(4)], axis=-1)
+    marginal = respond(critic, seen, action).team_marginal[:, 0]
+    joint = jnp.stack([respond(critic, seen, action.at[:, 0].set(option)).team for option in range(4)], axis=-1)
     same(marginal - marginal[:, :1], joint - joint[:, :1])
 
 
 def test_own_value_hears_only_who_goes_to_the_same_place() -> None:
-    seen, critic = situation(5, rows=4), OptionCritic(SCALE, jax.random.key(3), 16)
+    seen, critic = situation(5, rows=4), option_critic(3)
     seen = seen._replace(present=jnp.ones((2, 4), bool), device=jnp.broadcast_to(jnp.arange(4), (2, 4)))
-    there = critic(seen, jnp.array([[0, 1, 2, 0]] * 2)).own[:, 0]
-    moved = critic(seen, jnp.array([[0, 3, 2, 0]] * 2)).own[:, 0]
+    there = respond(critic, seen, jnp.array([[0, 1, 2, 0]] * 2)).own[:, 0]
+    moved = respond(critic, seen, jnp.array([[0, 3, 2, 0]] * 2)).own[:, 0]
     changed = np.abs(np.asarray(there - moved)) > 1e-6
     assert changed.tolist() == [[False, True, False, True]] * 2
 
@@ -472,13 +490,14 @@ def test_gradients_are_finite_with_masked_rows_and_options(communicating: bool) 
         log = jnp.where(here.mask, jax.nn.log_softmax(logits), 0.0)
         return jnp.sum(entropy(logits)) + jnp.sum(log) + jnp.sum(draw[..., 0])
 
+    def judged(critic: OptionCritic, here: Observation) -> jax.Array:
+        values = critic(here, jnp.argmax(here.mask, axis=-1))
+        return jnp.sum(values.own) + jnp.sum(values.team)
+
+    by_actor, by_critic = eqx.filter_jit(jax.grad(loss)), eqx.filter_jit(jax.grad(judged))
     for here in (seen, empty):
-        gradient = jax.grad(loss)(actor(communicating), here)
-        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
-        critic = OptionCritic(SCALE, jax.random.key(0), 16)
-        chosen = jnp.argmax(here.mask, axis=-1)
-        gradient = jax.grad(lambda c, o=here, a=chosen: jnp.sum(c(o, a).own) + jnp.sum(c(o, a).team))(critic)
-        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+        for gradient in (by_actor(actor(communicating), here), by_critic(option_critic(), here)):
+            assert all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
 def test_relaxed_draws_follow_the_softmax_and_leave_masked_options_alone() -> None:

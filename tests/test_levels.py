@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from exported_actors import survives_export
 from gmel.learning.networks import Actor
 from gmel.physics.quality import logarithmic_quality, piecewise_quality, power_law_quality
@@ -122,14 +123,14 @@ def test_an_option_says_what_its_action_does() -> None:
             present=jnp.arange(environment.requests) == 0, noise=jnp.ones(environment.requests)
         )
     )
-    seen = environment.observe(only)
+    seen = compiled.observe(environment, only)
     assert seen.options.shape[1] == environment.options == 4 * 6
     assert seen.options.shape[2] == len(OPTION_FEATURES) + 1
     mask = np.asarray(seen.mask[0])
     place, level = np.arange(24) % 4, np.arange(24) // 4
     assert (mask == ((place > 0) | (level < 3))).all()
     for choice in np.flatnonzero(mask):
-        projected = environment.project(only, jnp.full(environment.requests, choice))
+        projected = compiled.project(environment, only, jnp.full(environment.requests, choice))
         expected = float(expected_cost_s(seen)[0, choice] - other_cost_s(seen)[0, choice])
         waited = float(-only.requests.generated_s[0])
         assert float(projected.latency_s[0]) == pytest.approx(expected + waited, rel=1e-4)
@@ -145,7 +146,7 @@ def test_rules_weigh_quality_against_time() -> None:
         environment, state = opened(plant(reward=f"quality = {weight}\nenergy = 1e-9"))
         present = np.asarray(state.requests.present)
         for policy in (Greedy(), Coordinated()):
-            action = np.asarray(policy.choose(environment.observe(state), jax.random.key(0)))
+            action = np.asarray(policy.choose(compiled.observe(environment, state), jax.random.key(0)))
             assert (action[present] // 4 == level).all()
         for central in (EarliestFinish(), SlotOptimum()):
             action = np.asarray(central.assign(environment, state, jax.random.key(0)))
@@ -182,7 +183,7 @@ def test_too_little_quality_is_a_miss() -> None:
 def test_an_actor_starts_at_the_expected_cost_and_survives_export(tmp_path) -> None:
     scenario = plant(powers=POWERS)
     environment, state = opened(scenario)
-    seen = environment.observe(state)
+    seen = compiled.observe(environment, state)
     scale = scale_of(scenario)
     assert (scale.levels, scale.other_costs) == (6, True)
     actor = Actor(scale, jax.random.key(0))
@@ -234,7 +235,7 @@ def test_steps_can_be_chosen_for_the_requests_of_a_trace() -> None:
     environment = build_environments(parse_scenario(text, "steps")).test
     state = environment.reset(seeds(1, 1)[0], 40)
     row = int(np.argmax(np.asarray(state.requests.present)))
-    levels = [environment.project(state, jnp.full(environment.requests, 1 + 6 * level)) for level in range(2)]
+    levels = [compiled.project(environment, state, jnp.full(environment.requests, 1 + 6 * level)) for level in range(2)]
     assert float(levels[1].latency_s[row]) > float(levels[0].latency_s[row])
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from gmel.physics.channel import doppler_hz, jakes_correlation
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario, to_toml
@@ -34,7 +35,7 @@ def run(scenario: Scenario, slots: int = 200, option: int = 1, seed: int = 1) ->
         after, _, outcome = environment.step(state, jnp.full(environment.requests, option))
         return after, (outcome, state)
 
-    start = environment.reset(seeds(seed, 1)[0])
+    start = compiled.reset(environment, seeds(seed, 1)[0])
     return jax.jit(lambda state: jax.lax.scan(slot, state, length=slots)[1])(start)
 
 
@@ -130,7 +131,7 @@ def test_devices_that_stand_cost_nothing() -> None:
 def test_places_at_the_reset_are_those_of_the_picture() -> None:
     for mobility in (WALK, ROUTE):
         environment = Environment.from_scenario(plant(mobility))
-        state = environment.reset(seeds(3, 1)[0])
+        state = compiled.reset(environment, seeds(3, 1)[0])
         np.testing.assert_array_equal(positions_m(environment.plant, state.seed), state.motion.position_m)
 
 

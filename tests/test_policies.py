@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import compiled
 from gmel.physics.random import seed_words
 from gmel.policies.central import BestResponse, Coordinated, EarliestFinish, SlotOptimum
 from gmel.policies.policy import CentralPolicy, StatelessPolicy, decide, initial_memory
@@ -248,7 +249,7 @@ def project_all(environment: Environment, state: State, actions: jax.Array) -> A
 def busy_slots(count: int = 40) -> list[State]:
     """Slot starts with three or four requests, met on the way of a random policy."""
     environment, draw = plant(), np.random.default_rng(6)
-    state, found = environment.reset(jnp.asarray(seed_words(2))), []
+    state, found = compiled.reset(environment, jnp.asarray(seed_words(2))), []
     while len(found) < count:
         if int(state.requests.present.sum()) >= 3:
             found.append(state)
@@ -270,7 +271,7 @@ def test_slots_are_worth_deciding() -> None:
 def test_earliest_finish_equals_sequential_brute_force() -> None:
     environment = plant()
     for state in busy_slots():
-        mask = np.asarray(environment.observe(state, fresh=True).mask)
+        mask = np.asarray(compiled.observe(environment, state, fresh=True).mask)
         chosen: list[int] = []
         for row in range(int(state.requests.present.sum())):
             known = state.requests.present & (jnp.arange(environment.requests) <= row)
@@ -286,7 +287,7 @@ def test_earliest_finish_equals_sequential_brute_force() -> None:
 def test_slot_optimum_is_near_brute_force_and_never_worse_than_earliest_finish() -> None:
     environment, gaps, gaps_of_greedy = plant(), [], []
     for state in busy_slots():
-        mask = np.asarray(environment.observe(state, fresh=True).mask)
+        mask = np.asarray(compiled.observe(environment, state, fresh=True).mask)
         allowed = mask[np.arange(4), JOINT].all(axis=1)
         best = float(np.asarray(project_all(environment, state, jnp.asarray(JOINT))[1])[allowed].min())
         optimum, greedy = (
@@ -305,7 +306,7 @@ def test_nobody_gains_by_leaving_a_best_response() -> None:
     for state in busy_slots():
         action = np.asarray(assign(BestResponse(), environment, state))
         moved += action.tolist() != assign(EarliestFinish(), environment, state).tolist()
-        mask = np.asarray(environment.observe(state, fresh=True).mask)
+        mask = np.asarray(compiled.observe(environment, state, fresh=True).mask)
         here = np.asarray(project_all(environment, state, jnp.asarray(action)[None])[0])[0]
         for row in np.nonzero(state.requests.present)[0]:
             tried = np.tile(action, (SERVERS + 1, 1))
@@ -326,9 +327,9 @@ def test_central_policy_respects_masks(name: str) -> None:
         arrivals="load = 0.9",
     )
     environment = Environment.from_scenario(scenario)
-    state, refused = environment.reset(jnp.asarray(seed_words(5))), 0
+    state, refused = compiled.reset(environment, jnp.asarray(seed_words(5))), 0
     for _ in range(8):
-        mask = np.asarray(environment.observe(state, fresh=True).mask)
+        mask = np.asarray(compiled.observe(environment, state, fresh=True).mask)
         action = assign(CENTRAL[name], environment, state)
         present = np.asarray(state.requests.present)
         assert mask[np.arange(environment.requests), action][present].all()
@@ -341,7 +342,7 @@ def test_central_policy_respects_masks(name: str) -> None:
 def test_central_policy_decides_rows_wherever_they_stand_in_the_table(name: str) -> None:
     """`present` masks the rows of the table: explicit requests may have gaps between them."""
     environment = Environment.from_scenario(small_plant(max_per_slot=7, max_uploads=5, device_speed=0.01))
-    state = environment.reset(jnp.asarray(seed_words(2)))
+    state = compiled.reset(environment, jnp.asarray(seed_words(2)))
     last = jnp.arange(environment.requests) == environment.requests - 1
     gap = state._replace(requests=state.requests._replace(present=last))
     front = gap._replace(requests=jax.tree.map(lambda field: jnp.roll(field, 1, axis=0), gap.requests))
@@ -359,5 +360,5 @@ def test_anyone_can_be_asked_the_same_way() -> None:
         assert action.shape == (environment.requests,)
         assert memory is None
     fresh = Greedy(fresh=True)
-    shown = environment.observe(state, fresh=True)
+    shown = compiled.observe(environment, state, fresh=True)
     np.testing.assert_array_equal(decide(fresh, environment, state, None, key)[0], Greedy().choose(shown, key))

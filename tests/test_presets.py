@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.evaluation.ladder import RULES
 from gmel.evaluation.tuning import UNTUNED
@@ -135,7 +136,7 @@ def test_amcoedge_over_all_servers_is_as_a_plain_replay_says() -> None:
         return after, (state.requests, environment.project(state, action).latency_s)
 
     run = jax.jit(lambda state: jax.lax.scan(slot, state, length=6)[1])
-    every, found_s = run(environment.reset(seeds(5, 1)[0]))
+    every, found_s = run(compiled.reset(environment, seeds(5, 1)[0]))
     speed, rate_bps = np.arange(10.0, 60.0, 10.0), np.arange(400e6, 525e6, 25e6)
     for number in range(6):
         there = np.asarray(every.present[number])
@@ -174,7 +175,7 @@ class TestEat:
 
     def test_durations(self) -> None:
         environment = Environment.from_scenario(load_scenario("eat"))
-        state = environment.reset(seeds(1, 1)[0])
+        state = compiled.reset(environment, seeds(1, 1)[0])
         thirty = 1 + 2 * list(environment.plant.switches.step_options).index(30.0)
         step = jax.jit(lambda state, action: environment.step(state, action)[0])
         project = jax.jit(lambda state, action: environment.project(state, action).latency_s[0])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
@@ -93,7 +94,7 @@ def test_who_is_turned_away_is_lost_whole() -> None:
         after, reward, outcome = environment.step(state, jnp.ones(environment.requests, jnp.int32))
         return after, (reward.team, outcome)
 
-    team, outcome = jax.jit(lambda s: jax.lax.scan(slot, s, length=100)[1])(environment.reset(seeds(3, 1)[0]))
+    team, outcome = jax.jit(lambda s: jax.lax.scan(slot, s, length=100)[1])(compiled.reset(environment, seeds(3, 1)[0]))
     lost = task_records(outcome, 1.0).dropped.sum()
     assert lost > 10
     assert -float(np.asarray(team, float).sum()) == pytest.approx(2.0 * lost)
@@ -164,7 +165,7 @@ class TestCapacity:
             after, reward, outcome = environment.step(state, jnp.full(environment.requests, 3))
             return after, (reward.team, outcome, state.requests.work)
 
-        start = environment.reset(seeds(3, 1)[0])
+        start = compiled.reset(environment, seeds(3, 1)[0])
         last, (team, outcome, work) = jax.jit(lambda state: jax.lax.scan(slot, state, length=800))(start)
         assert not np.asarray(last.uploads.present).any()
         lost = np.asarray(outcome.final & outcome.dropped)
@@ -229,8 +230,8 @@ class TestGangs:
 
     def test_a_server_with_too_few_gpus_is_masked(self) -> None:
         environment = Environment.from_scenario(self.scenario(arrivals="rate_per_s = 6.0"))
-        state = environment.reset(seeds(2, 1)[0])
-        seen = environment.observe(state)
+        state = compiled.reset(environment, seeds(2, 1)[0])
+        seen = compiled.observe(environment, state)
         present, gang = np.asarray(seen.present), np.asarray(state.requests.gang)
         assert (gang[present] == 2).any()
         np.testing.assert_array_equal(np.asarray(seen.mask)[present, 2], gang[present] < 2)
@@ -258,7 +259,7 @@ class TestGangs:
             at = jnp.stack([one.requests.present[0].astype(told.dtype), told, *expected])
             return after, (at,)
 
-        state = environment.reset(seeds(2, 1)[0])
+        state = compiled.reset(environment, seeds(2, 1)[0])
         (told,) = jax.jit(lambda s: jax.lax.scan(slot, s, length=400)[1])(state)
         rows = np.asarray(told, float)
         rows = rows[rows[:, 0] > 0]
@@ -302,17 +303,17 @@ def test_one_at_a_time_a_device_sends() -> None:
 def test_a_device_knows_what_it_still_sends() -> None:
     slow = 'model = "fixed"\nrate_bps = 1e6\nsharing = "none"\none_at_a_time = true\ndownload = false'
     environment = Environment.from_scenario(plant(radio=slow, devices=1, arrivals="rate_per_s = 1.0", max_uploads=64))
-    state = environment.reset(seeds(2, 1)[0])
+    state = compiled.reset(environment, seeds(2, 1)[0])
     for _ in range(8):
-        seen = environment.observe(state)
+        seen = compiled.observe(environment, state)
         first = int(np.argmax(np.asarray(seen.present)))
         if bool(seen.present[first]):
             told = float(option(seen, "upload_s")[first, 1])
             only = state._replace(requests=state.requests._replace(present=jnp.arange(environment.requests) == first))
-            _, _, outcome = environment.step(only, jnp.ones(environment.requests, jnp.int32))
+            _, _, outcome = compiled.step(environment, only, jnp.ones(environment.requests, jnp.int32))
             sent = np.asarray(outcome.upload_end_s)[np.asarray(outcome.decided_slot) == int(state.slot)]
             assert np.isclose(sent, told, atol=1e-3).any()
-        state, _, _ = environment.step(state, jnp.ones(environment.requests, jnp.int32))
+        state, _, _ = compiled.step(environment, state, jnp.ones(environment.requests, jnp.int32))
 
 
 def test_interference_is_the_power_of_the_other_cells() -> None:
@@ -320,11 +321,11 @@ def test_interference_is_the_power_of_the_other_cells() -> None:
         radio=f'{RADIO}\ninterference = true\nsharing = "equal"', arrivals="rate_per_s = 2.0", max_uploads=64
     )
     environment = Environment.from_scenario(scenario)
-    state = environment.reset(seeds(4, 1)[0])
+    state = compiled.reset(environment, seeds(4, 1)[0])
     count = environment.requests
     state = state._replace(requests=state.requests._replace(present=jnp.arange(count) < 3))
     action = jnp.array([1, 1, 2] + [0] * (count - 3))
-    _, _, outcome = environment.step(state, action)
+    _, _, outcome = compiled.step(environment, state, action)
     snr = np.asarray(state.links.uplink_snr, float)
     device = np.asarray(state.requests.device)[:3]
     bits = np.asarray(state.requests.size_bit, float)[:3]

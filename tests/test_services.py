@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from exported_actors import survives_export
 from gmel.cli.progress import ConsoleReporter
 from gmel.evaluation.simulate import choose_policy
@@ -104,7 +105,7 @@ def test_the_quality_of_every_option_is_that_by_hand() -> None:
     state = state._replace(requests=requests)
     project = jax.jit(jax.vmap(lambda o: environment.project(state, jnp.full(environment.requests, o)).cost[:3]))
     found = -np.asarray(project(jnp.arange(32)))
-    mask = np.asarray(environment.observe(state).mask)[:3]
+    mask = np.asarray(compiled.observe(environment, state).mask)[:3]
     checked = 0
     for o in range(32):
         place, steps, _, service = digits(o)
@@ -119,7 +120,7 @@ def test_the_quality_of_every_option_is_that_by_hand() -> None:
 
 def test_only_services_that_are_offered_may_be_chosen() -> None:
     environment, state = opened(offering())
-    seen = environment.observe(state)
+    seen = compiled.observe(environment, state)
     mask, present = np.asarray(seen.mask), np.asarray(seen.present)
     for o in range(32):
         place, _, power, service = digits(o)
@@ -134,7 +135,7 @@ def test_what_is_observed_is_what_is_projected() -> None:
     row = int(np.flatnonzero(np.asarray(state.requests.present))[0])
     alone = jnp.arange(environment.requests) == row
     state = state._replace(requests=state.requests._replace(present=alone, noise=jnp.ones(environment.requests)))
-    seen, model = environment.observe(state), int(state.requests.model[row])
+    seen, model = compiled.observe(environment, state), int(state.requests.model[row])
     allowed = np.flatnonzero(np.asarray(seen.mask)[row])
     assert {digits(int(o))[3] for o in allowed} == {0, 1}
     for o in allowed:
@@ -416,7 +417,7 @@ def test_the_default_learner_finds_the_services_that_are_worth_most() -> None:
             return after, (reward.team, jnp.sum(state.requests.present))
 
         keys = jax.random.split(jax.random.key(9), 2_000)
-        team, count = jax.jit(lambda s: jax.lax.scan(slot, s, keys)[1])(environment.reset(seeds(77, 1)[0]))
+        team, count = jax.jit(lambda s: jax.lax.scan(slot, s, keys)[1])(compiled.reset(environment, seeds(77, 1)[0]))
         return float(team.sum() / count.sum())
 
     at_random, learned = earned(UniformRandom()), earned(algorithm.policy(state))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import compiled
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario
 from gmel.scenario.schema import Scenario
@@ -116,7 +117,7 @@ def test_team_rewards_add_up_to_the_cost_of_all_tasks() -> None:
         return after, (reward.team, outcome)
 
     run = eqx.filter_jit(lambda s: jax.lax.scan(slot, s, jax.random.split(jax.random.key(0), 140)))
-    last, (team, outcome) = jax.device_get(run(environment.reset(seeds(1, 1)[0])))
+    last, (team, outcome) = jax.device_get(run(compiled.reset(environment, seeds(1, 1)[0])))
     assert not last.uploads.present.any()
     records = task_records(outcome, 1.0)
     assert float(np.sum(team)) == pytest.approx(-records.latency_s.sum(), rel=1e-4)

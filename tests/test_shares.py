@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from exported_actors import survives_export
 from gmel.evaluation.episodes import Episodes, run_episodes
 from gmel.learning.algorithm import make_task
@@ -205,7 +206,7 @@ def driven(scenario: Scenario, choose: Any, slots: int = 40) -> Any:
         return state, (projection, reward, outcome)
 
     run = eqx.filter_jit(lambda s: jax.lax.scan(slot, s, jax.random.split(jax.random.key(5), slots)))
-    last, history = jax.device_get(run(environment.reset(seeds(2, 1)[0])))
+    last, history = jax.device_get(run(compiled.reset(environment, seeds(2, 1)[0])))
     assert int(last.lost) == 0
     return history, last
 
@@ -247,7 +248,7 @@ def test_team_rewards_add_up_to_the_cost_of_all_tasks() -> None:
         return after, (reward.team, outcome)
 
     run = eqx.filter_jit(lambda s: jax.lax.scan(slot, s, jax.random.split(jax.random.key(0), 160)))
-    last, (team, outcome) = jax.device_get(run(environment.reset(seeds(1, 1)[0])))
+    last, (team, outcome) = jax.device_get(run(compiled.reset(environment, seeds(1, 1)[0])))
     assert not last.uploads.present.any()
     records = task_records(outcome, 1.0)
     assert len(records) > 60

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from gmel.evaluation.render.scene import film
 from gmel.evaluation.simulate import Simulation
 from gmel.policies.central import Coordinated, EarliestFinish
@@ -277,7 +278,7 @@ class TestWhatDevicesAreTold:
             broadcasts=state.broadcasts._replace(wait_s=said_s),
         )
         only = state._replace(requests=state.requests._replace(present=jnp.arange(environment.requests) == 0))
-        seen = environment.observe(only, fresh=fresh)
+        seen = compiled.observe(environment, only, fresh=fresh)
         options = np.flatnonzero(np.asarray(seen.mask[0]))
         assert environment.options == seen.mask.shape[1] == 12
         assert set(options // 4) == {0, 1, 2}
@@ -417,7 +418,7 @@ class TestPolicies:
 
     def test_the_greedy_one_splits_as_far_as_it_can(self) -> None:
         environment, state = opened(plant(radio=FAST, bandwidth_hz=1e8))
-        action = np.asarray(Greedy().choose(environment.observe(state), jax.random.key(0)))
+        action = np.asarray(Greedy().choose(compiled.observe(environment, state), jax.random.key(0)))
         assert (action[np.asarray(state.requests.present)] // 4 == 2).all()
 
     @pytest.mark.slow
@@ -445,7 +446,9 @@ class TestPolicies:
             after, _, _ = environment.step(state, best)
             return after, (jnp.sum(booked), jnp.sum(environment.project(state, best).latency_s), jnp.sum(blind))
 
-        totals = jax.jit(lambda state: jax.lax.scan(slot, state, length=8)[1])(environment.reset(seeds(3, 1)[0]))
+        totals = jax.jit(lambda state: jax.lax.scan(slot, state, length=8)[1])(
+            compiled.reset(environment, seeds(3, 1)[0])
+        )
         booked_s, best_s, blind_s = (float(total.sum()) for total in totals)
         assert booked_s < margin * best_s
         if gain == 1.0:
@@ -473,7 +476,7 @@ def test_own_parts_that_no_broadcast_shows_are_remembered() -> None:
         for server, share in zip(np.asarray(split.server)[row], np.asarray(split.share)[row], strict=True):
             sent_s[device[row], server] += share * work[row] / (2.0, 3.0, 1.0)[server]
     assert (sent_s > 0).sum() > 3
-    seen = environment.observe(after)
+    seen = compiled.observe(environment, after)
     present = np.asarray(seen.present)
     unseen_s = np.asarray(option(seen, "own_unseen_s"))[present][:, 1:4]
     np.testing.assert_allclose(unseen_s, sent_s[np.asarray(seen.device)[present]], rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import parse_scenario, to_toml
 from gmel.scenario.schema import Scenario
@@ -84,8 +85,8 @@ def test_a_cloud_is_reached_over_the_best_cell() -> None:
         lambda number: "cell = false\nbackhaul_delay_s = 0.5" if number == 2 else "",
     )
     environment = Environment.from_scenario(cloud)
-    state = environment.reset(seeds(1, 1)[0])
-    seen = environment.observe(state)
+    state = compiled.reset(environment, seeds(1, 1)[0])
+    seen = compiled.observe(environment, state)
     upload_s = np.asarray(option(seen, "upload_s"))[np.asarray(seen.present)]
     np.testing.assert_allclose(upload_s[:, 3], upload_s[:, 1:3].min(axis=1) + 0.5, rtol=1e-5)
     records, states = run(cloud, to(2))
@@ -119,8 +120,8 @@ def test_forwarded_uploads_leave_the_cell_before_they_arrive() -> None:
 def test_without_local_a_device_never_runs_a_task() -> None:
     scenario = parse_scenario(to_toml(plant(FIXED)).replace("local = true", "local = false"), "test")
     environment = Environment.from_scenario(scenario)
-    state = environment.reset(seeds(1, 1)[0])
-    seen = environment.observe(state)
+    state = compiled.reset(environment, seeds(1, 1)[0])
+    seen = compiled.observe(environment, state)
     mask, present = np.asarray(seen.mask), np.asarray(seen.present)
     assert not mask[present, 0].any()
     assert mask[present, 1:].all()
@@ -130,8 +131,8 @@ def test_without_local_a_device_never_runs_a_task() -> None:
 def test_only_the_best_servers_are_visible() -> None:
     radio = 'model = "uniform-snr"\nrate = "shannon"\nfading = "none"\nfloor = "clip"\nvisible_servers = 2'
     environment = Environment.from_scenario(plant(radio))
-    state = environment.reset(seeds(1, 1)[0])
-    seen = environment.observe(state)
+    state = compiled.reset(environment, seeds(1, 1)[0])
+    seen = compiled.observe(environment, state)
     present = np.asarray(seen.present)
     assert present.sum() > 1
     mask = np.asarray(seen.mask)[present, 1:]
@@ -222,7 +223,7 @@ def test_the_log_distance_loss_is_its_formula() -> None:
     radio = 'model = "log-distance"\nrate = "shannon"\nfading = "none"\nfloor = "clip"\nefficiency_cap = 7.4'
     scenario = plant(radio)
     environment = Environment.from_scenario(scenario)
-    state = environment.reset(seeds(5, 1)[0])
+    state = compiled.reset(environment, seeds(5, 1)[0])
     places = np.asarray(draw_positions_m(environment.plant, state.seed))
     servers = np.asarray(environment.plant.server_position_m)
     apart = np.sqrt(((places[:, None] - servers[None]) ** 2).sum(-1) + (8.0 - 1.5) ** 2)

@@ -316,7 +316,7 @@ def _leg_m(
 def _bisect(rising: Callable[[jax.Array], jax.Array], sought: Float[Array, "devices"]) -> Float[Array, "devices"]:
     """Where a rising function on (0, 1) takes the value sought."""
 
-    def halve(number: Int[Array, ""], low: Float[Array, "devices"]) -> Float[Array, "devices"]:
+    def halve(number: Int[Array, ""] | int, low: Float[Array, "devices"]) -> Float[Array, "devices"]:
         middle = low + jnp.exp2(-1.0 - number.astype(low.dtype))
         return jnp.where(rising(middle) < sought, middle, low)
 

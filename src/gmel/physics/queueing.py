@@ -105,7 +105,9 @@ def fifo_many_gpus(
     order = jnp.argsort(jnp.where(rows.present, rows.ready_s, jnp.inf), stable=True)
     model_axis, nowhere = servers.resident.shape[1], servers.free_s.shape[0]
 
-    def serve_one(step: Int[Array, ""], carry: tuple[Servers, Servers, Served]) -> tuple[Servers, Servers, Served]:
+    def serve_one(
+        step: Int[Array, ""] | int, carry: tuple[Servers, Servers, Served]
+    ) -> tuple[Servers, Servers, Served]:
         now, committed, served = carry
         at = order[step]
         row = jax.tree.map(lambda field: field[at], rows)
