@@ -84,8 +84,9 @@ def forgets_who_runs(right: Any, tasks: Any, *others: Any) -> Any:
     return right(tasks._replace(units=jnp.where(tasks.running, 0.0, tasks.units)), *others)
 
 
-def rejects(right: Any, tasks: Any, capacity: Any, slot_s: Any, on_overload: str) -> Any:
-    return right(tasks, capacity, slot_s, "reject")
+def rejects(right: Any, tasks: Any, capacity: Any, slot_s: Any, on_overload: str, *others: Any) -> Any:
+    del on_overload
+    return right(tasks, capacity, slot_s, "reject", *others)
 
 
 def crash_spares_the_new_one(right: Any, *others: Any) -> Any:
@@ -93,8 +94,8 @@ def crash_spares_the_new_one(right: Any, *others: Any) -> Any:
     return done._replace(lost=done.lost & ~done.caused)
 
 
-def always_warm(right: Any, servers: Any, rows: Any, horizon_s: Any) -> Any:
-    return right(servers, rows._replace(load_s=0.0 * rows.load_s), horizon_s)
+def always_warm(right: Any, servers: Any, rows: Any, *others: Any) -> Any:
+    return right(servers, rows._replace(load_s=0.0 * rows.load_s), *others)
 
 
 def never_warm(right: Any, *others: Any) -> Any:

@@ -317,7 +317,7 @@ def _bisect(rising: Callable[[jax.Array], jax.Array], sought: Float[Array, "devi
     """Where a rising function on (0, 1) takes the value sought."""
 
     def halve(number: Int[Array, ""] | int, low: Float[Array, "devices"]) -> Float[Array, "devices"]:
-        middle = low + jnp.exp2(-1.0 - number.astype(low.dtype))
+        middle = low + jnp.exp2(-1.0 - jnp.asarray(number, low.dtype))
         return jnp.where(rising(middle) < sought, middle, low)
 
     low = jax.lax.fori_loop(0, _HALVINGS, halve, jnp.zeros_like(sought))

@@ -195,8 +195,8 @@ def two_choices(run: Run) -> Sample:
     """
     load, servers = 0.7, 40
     policy = LeastExpectedDelay(fresh=True)
-    small, small_controls = _by_policy(run, policy, servers, load, tasks=10_000, warmup=servers * 30)
-    large, large_controls = _by_policy(run, policy, 2 * servers, load, tasks=14_000, warmup=2 * servers * 30)
+    small, small_controls = _by_policy(run, policy, servers, load, tasks=12_000, warmup=servers * 30)
+    large, large_controls = _by_policy(run, policy, 2 * servers, load, tasks=16_800, warmup=2 * servers * 30)
     controls = np.concatenate([small_controls, large_controls], axis=1)
     return Sample(least_loaded_wait_s(load, 2), 2.0 * large - small, controls)
 
