@@ -4,8 +4,10 @@
 
 One run on this machine, all processes on loopback: the gateway with its ledger (every acceptance and every result on
 disk) and three edge servers that sleep for no time; a bare FastAPI proxy that hands each request to one of the same
-three servers; and, where `ray[serve]` is installed, the HTTP proxy of Ray Serve before three replicas. The same client
-for all: one request a task, answered with its end. Ratios are to Ray Serve where it is there, else to the bare proxy.
+three servers; and, where `ray[serve]` is installed, the HTTP proxy of Ray Serve before three replicas, and its handle,
+which is called from Python without HTTP. One request a task, answered with its end; the same client for all but the
+handle. Ratios are to the proxy of Ray Serve where it is there, else to the bare proxy. The time of a decision alone is
+that of `benchmarks.decisions`.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.decisions import table_of, time_all
 from gmel.edge.processes import Processes
 from gmel.scenario.files import replace_file
 from gmel.scenario.load import load_scenario, to_toml
@@ -39,35 +42,54 @@ CLIENTS = (1, 8, 32)
 _SERVERS = ("line-a", "line-b", "line-c")
 
 
-async def measure(url: str, path: str, clients: int, tasks: int) -> dict[str, float]:
+Row = dict[str, float]
+
+
+async def measure(send: Callable[[], Awaitable[None]], clients: int, tasks: int) -> Row:
     """Tasks per second and latencies in ms of so many clients, each with one request at a time."""
     latencies: list[float] = []
     left = iter(range(tasks))
 
-    timeout = aiohttp.ClientTimeout(total=60.0)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as client:
+    async def one() -> None:
+        for _ in left:
+            began = time.perf_counter()
+            await send()
+            latencies.append(time.perf_counter() - began)
 
-        async def one() -> None:
-            for _ in left:
-                body = {"id": uuid.uuid4().hex, "device": "bench", "model": "compose"}
-                began = time.perf_counter()
-                async with client.post(path, json=body) as answer:
-                    answer.raise_for_status()
-                    said = await answer.json()
-                assert said["state"] == "done", said
-                latencies.append(time.perf_counter() - began)
-
-        began = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(clients)))
-        wall_s = time.perf_counter() - began
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    wall_s = time.perf_counter() - began
     p50, p99 = np.quantile(latencies, [0.5, 0.99])
     return {"clients": clients, "per_s": tasks / wall_s, "p50_ms": 1000 * float(p50), "p99_ms": 1000 * float(p99)}
 
 
-def series(url: str, path: str, tasks: int) -> list[dict[str, float]]:
+async def measure_http(url: str, path: str, clients: int, tasks: int) -> Row:
+    """The same, by HTTP."""
+    timeout = aiohttp.ClientTimeout(total=60.0)
+    async with aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as client:
+
+        async def send() -> None:
+            async with client.post(path, json=new_task()) as answer:
+                answer.raise_for_status()
+                said = await answer.json()
+            assert said["state"] == "done", said
+
+        return await measure(send, clients, tasks)
+
+
+def new_task() -> dict[str, str]:
+    """What a client asks for."""
+    return {"id": uuid.uuid4().hex, "device": "bench", "model": "compose"}
+
+
+def each_load(tasks: int) -> list[tuple[int, int]]:
+    """Clients and tasks of each measurement, after those of a warm-up."""
+    return [(4, 40), *((clients, max(tasks * min(clients, 8) // 8, 50)) for clients in CLIENTS)]
+
+
+def series(url: str, path: str, tasks: int) -> list[Row]:
     """All numbers of clients, after a warm-up."""
-    asyncio.run(measure(url, path, 4, 40))
-    return [asyncio.run(measure(url, path, clients, max(tasks * min(clients, 8) // 8, 50))) for clients in CLIENTS]
+    return [asyncio.run(measure_http(url, path, *load)) for load in each_load(tasks)][1:]
 
 
 def proxy(servers: list[str]) -> Any:
@@ -105,38 +127,51 @@ def serve_proxy(servers: list[str]) -> None:
     run(serve(proxy(servers), door, Place(), lambda: print(f"proxy at {address}", flush=True)))
 
 
-def serve_ray() -> None:
-    """Runs three replicas behind the HTTP proxy of Ray Serve and prints their address."""
+def serve_ray(tasks: int) -> None:
+    """Runs three replicas, measures the handle, then prints the address of the HTTP proxy and stays."""
     from ray import serve  # noqa: PLC0415
 
     @serve.deployment(num_replicas=3, ray_actor_options={"num_cpus": 0.1})
     class Replica:
         async def __call__(self, request: Any) -> dict[str, str]:
-            await request.json()
+            if not isinstance(request, dict):
+                await request.json()
             return {"state": "done"}
 
     serve.start(http_options={"host": "127.0.0.1", "port": 8499})
-    serve.run(Replica.bind(), route_prefix="/run")
+    handle: Any = serve.run(Replica.bind(), route_prefix="/run")
+
+    async def by_handle() -> list[Row]:
+        async def send() -> None:
+            said = await handle.remote(new_task())
+            assert said["state"] == "done", said
+
+        return [await measure(send, *load) for load in each_load(tasks)][1:]
+
+    print(f"handle: {json.dumps(asyncio.run(by_handle()))}", flush=True)
     print("ray serve at http://127.0.0.1:8499", flush=True)
     time.sleep(1e6)
 
 
-def child(*words: str) -> tuple["subprocess.Popen[str]", str]:
-    """This file in a process of its own, and its address."""
+def child(*words: str) -> tuple["subprocess.Popen[str]", str, list[str]]:
+    """This file in a process of its own, its address, and what it said before."""
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.edge", *words], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
+    before: list[str] = []
     for line in process.stdout:
         if " at http" in line:
-            return process, line.rsplit(" at ", 1)[1].strip()
+            return process, line.rsplit(" at ", 1)[1].strip(), before
+        before.append(line)
     raise RuntimeError(f"{words[0]}: ended without an address")
 
 
 def run_all(tasks: int, note: Any) -> dict[str, Any]:
     """Everything, one after the other."""
-    found: dict[str, Any] = {}
+    note("decisions alone")
+    found: dict[str, Any] = {"decisions": time_all()}
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
         scenario = load_scenario("live")
         model = scenario.models[0].model_copy(update={"fixed_work": 1e-6, "load_scale": 1e-3})
@@ -154,20 +189,22 @@ def run_all(tasks: int, note: Any) -> dict[str, Any]:
         found["gateway, durable"] = series(gateway, "/v1/tasks?wait_s=30", tasks)
         text = httpx.get(f"{gateway}/metrics").text
         before_s = processor_s(processes.running["gateway"].pid)
-        asyncio.run(measure(gateway, "/v1/tasks?wait_s=30", 8, tasks))
+        asyncio.run(measure_http(gateway, "/v1/tasks?wait_s=30", 8, tasks))
         found["gateway_ms_per_task"] = 1000 * (processor_s(processes.running["gateway"].pid) - before_s) / tasks
         found["decision_p99_us_at_most"] = 1e6 * bucket(text, "gmel_decision_seconds", 0.99)
         note("bare FastAPI proxy, keeps nothing")
-        process, address = child("--proxy", *servers)
+        process, address, _ = child("--proxy", *servers)
         try:
             found["bare FastAPI proxy"] = series(address, "/run", tasks)
         finally:
             process.terminate()
             process.wait()
     if importlib.util.find_spec("ray") is not None:
-        note("Ray Serve HTTP proxy, keeps nothing")
-        process, address = child("--ray")
+        note("Ray Serve, handle and HTTP proxy, keeps nothing")
+        process, address, before = child("--ray", "--tasks", str(tasks))
         try:
+            said = next(line for line in before if line.startswith("handle: "))
+            found["Ray Serve handle"] = json.loads(said.removeprefix("handle: "))
             found["Ray Serve HTTP proxy"] = series(address, "/run", tasks)
         finally:
             process.terminate()
@@ -203,7 +240,7 @@ def main() -> int:
         serve_proxy(options.proxy)
         return 0
     if options.ray:
-        serve_ray()
+        serve_ray(options.tasks)
         return 0
     console = Console(width=120)
     found = run_all(options.tasks, lambda text: console.print(f"measuring: {text}", style="dim"))
@@ -211,14 +248,16 @@ def main() -> int:
     found |= {"load_average": os.getloadavg()[0]}
     base = "Ray Serve HTTP proxy" if "Ray Serve HTTP proxy" in found else "bare FastAPI proxy"
     table = Table("", "clients", "tasks/s", "p50 ms", "p99 ms", f"ratio to {base}")
-    for name in ("gateway, durable", "bare FastAPI proxy", "Ray Serve HTTP proxy"):
+    for name in ("gateway, durable", "bare FastAPI proxy", "Ray Serve HTTP proxy", "Ray Serve handle"):
         for row, other in zip(found.get(name, []), found[base], strict=False):
             cells = (f"{row[key]:.1f}" for key in ("per_s", "p50_ms", "p99_ms"))
             table.add_row(name, str(row["clients"]), *cells, f"{row['per_s'] / other['per_s']:.2f}")
     console.print(table)
+    console.print(table_of(found["decisions"]))
     memory = ", ".join(f"{name} {value:.0f}" for name, value in found["memory_mb"].items())
     console.print(
-        f"idle memory MB: {memory}; a decision takes at most {found['decision_p99_us_at_most']:.0f} us in 99 of 100; "
+        f"idle memory MB: {memory}; in the loaded gateway a decision takes at most "
+        f"{found['decision_p99_us_at_most']:.0f} us in 99 of 100; "
         f"the gateway takes {found['gateway_ms_per_task']:.1f} ms of processor time a task with 8 clients"
     )
     if "Ray Serve HTTP proxy" not in found:

@@ -51,9 +51,9 @@ LABELS = [photo.label for photo in SEEN]
 TRUTH = np.asarray([photo.label for photo in NEW])
 
 
-def fit(labels: list[str], seed: int = 0, rows: Floats | None = None) -> CnnDetector:
+def fit(labels: list[str], seed: int = 0, rows: Floats | None = None, steps: int = STEPS) -> CnnDetector:
     features = ROWS[: len(SEEN)] if rows is None else rows
-    return CnnDetector.fit(features, labels, None, EXTRACTOR.channels, seed, Silent(), STEPS)
+    return CnnDetector.fit(features, labels, None, EXTRACTOR.channels, seed, Silent(), steps)
 
 
 def typed(detector: CnnDetector) -> float:
@@ -86,12 +86,15 @@ def test_same_seed_same_network_and_other_seeds_others(detector: CnnDetector) ->
     assert not np.allclose(fit(LABELS, seed=1).logits(rows), detector.logits(rows), atol=1e-2)
 
 
-def test_names_of_the_types_do_not_matter(detector: CnnDetector) -> None:
+def test_names_of_the_types_do_not_matter() -> None:
+    # A few updates: sums in another order round differently, and every update makes that larger.
     other = {GOOD: GOOD, "inclusion": "stain", "stain": "inclusion"}
-    swapped = fit([other[label] for label in LABELS])
     rows = ROWS[len(SEEN) :]
-    np.testing.assert_allclose(swapped.logits(rows)[:, [0, 2, 1]], detector.logits(rows), atol=0.1)
-    assert np.abs(swapped.logits(rows) - detector.logits(rows)).max() > 1.0
+    plain = fit(LABELS, steps=FEW).logits(rows)
+    swapped = fit([other[label] for label in LABELS], steps=FEW).logits(rows)
+    spread = np.ptp(plain[:, 1] - plain[:, 2])
+    np.testing.assert_allclose(swapped[:, [0, 2, 1]], plain, atol=0.01 * spread)
+    assert np.abs(swapped - plain).max() > 0.5 * spread
 
 
 def test_classes_weigh_the_same_and_rows_as_they_are_told() -> None:

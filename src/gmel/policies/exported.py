@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -133,7 +134,7 @@ class Description:
     training: dict[str, Any]
     files: dict[str, str]
 
-    @property
+    @cached_property
     def schema(self) -> dict[str, Any]:
         """The columns that the actor reads (`observation_schema`)."""
         return observation_schema(self.other_costs, self.identities is not None, self.share_weights)
