@@ -94,11 +94,13 @@ def train(
     Raises:
         InputError: the checkpoint does not fit.
     """
-    names = _metric_names(task, algorithm, training.seed)
-    loop = _first(task, algorithm, training, names)
+    update = eqx.filter_jit(algorithm.update)
+    state = eqx.filter_jit(algorithm.init)(task, jax.random.key(training.seed))
+    # Names of the metrics without running anything; the first update then finds its program traced.
+    names = sorted(eqx.filter_eval_shape(update, task, state)[1])
+    loop = _first(algorithm, training, state, names)
     if resume and training.checkpoint is not None and training.checkpoint.is_file():
         loop = load_checkpoint(training.checkpoint, loop, training.facts)
-    update = eqx.filter_jit(algorithm.update)
     per_update = algorithm.decisions_per_update(task)
     earlier_s, began = float(loop.wall_s), time.monotonic()
     saved, stopped = began, None
@@ -151,17 +153,10 @@ def train(
     return Trained(policy, rows, number >= training.updates, stopped, clock(), number * per_update)
 
 
-def _first(task: Task, algorithm: Algorithm[Any], training: Training, names: list[str]) -> _Loop:
-    state = eqx.filter_jit(algorithm.init)(task, jax.random.key(training.seed))
+def _first(algorithm: Algorithm[Any], training: Training, state: Any, names: list[str]) -> _Loop:
     log = jnp.full((training.updates, len(_LOG) + len(names)), jnp.nan)
     zero = jnp.zeros((), jnp.int32)
     return _Loop(state, algorithm.policy(state), jnp.asarray(math.inf), zero, jnp.asarray(0.0), log)
-
-
-def _metric_names(task: Task, algorithm: Algorithm[Any], seed: int) -> list[str]:
-    """Names of the metrics of an update, without running it."""
-    state = eqx.filter_eval_shape(algorithm.init, task, jax.random.key(seed))
-    return sorted(eqx.filter_eval_shape(algorithm.update, task, state)[1])
 
 
 def _rows(loop: _Loop, names: list[str], seed: int) -> list[Row]:
