@@ -42,6 +42,8 @@ def test_a_task_from_acceptance_to_result(tmp_path: Path) -> None:
                 "/v1/tasks", params={"wait_s": 20}, json={"id": "t3", "device": "d", "model": "part"}
             )
             assert (waited.status_code, waited.json()["state"]) == (200, "done")
+            # Who waited is told at once what the ledger tells everybody later.
+            assert waited.json() == {**(await inside.client.get("/v1/tasks/t3")).json(), "new": True}
 
     ran(steps())
 

@@ -122,9 +122,9 @@ def server(
     ] = 0.0,
     gpus: Annotated[int, typer.Option(min=1, max=64, help="Tasks at once.")] = 1,
     memory_gb: Annotated[float, typer.Option(min=0.001, help="For models; the least recently used leave.")] = 16.0,
-    slow: Annotated[
-        float, typer.Option(help="How much longer tasks take than they would; to show unlike servers.")
-    ] = 1.0,
+    photo_s: Annotated[
+        float, typer.Option(help="Seconds that a photo takes at least; to show unlike servers on one machine.")
+    ] = 0.0,
     advertise: Annotated[str | None, typer.Option(help="Address that the gateway is told.")] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch tasks: only this server opens connections.")] = False,
     together: Annotated[
@@ -151,7 +151,7 @@ def server(
         speed,
         gpus,
         memory_gb,
-        slow,
+        photo_s,
         advertise,
         pull,
         keys,

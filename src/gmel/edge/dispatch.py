@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gmel.edge.deciding import Decider, Decision
@@ -53,6 +53,7 @@ class Job:
     """A task that has not ended."""
 
     entry: Entry
+    """As it was accepted; once it is done, with its result."""
     accepted: float
     """Of the monotonic clock; before it began for a task of an earlier process."""
     attempt: int = 0
@@ -415,11 +416,15 @@ class Dispatcher:
     async def _write(self, job: Job, state: str, **how: Any) -> None:
         """Writes an end until the disk has taken it: the work is done, it would be a waste to lose it."""
         while self.open:
+            now_s = time.time()
             try:
-                if not await self.ledger.finish(job.task.id, state, **how):
+                if not await self.ledger.finish(job.task.id, state, now_s=now_s, **how):
                     self.metrics.duplicates.inc()
                     ended = self.ledger.get(job.task.id)
                     state = state if ended is None else ended.state
+                elif state == DONE:
+                    known = {name: value for name, value in how.items() if name != "data"}
+                    job.entry = replace(job.entry, state=DONE, attempt=job.attempt, finished_s=now_s, **known)
                 self._end(job, state, server=how.get("server"), error=how.get("error"))
                 return
             except LedgerError:

@@ -63,15 +63,15 @@ class Entry:
     task: Task
     digest: str
     state: str
-    attempt: int
-    server: str | None
-    lease_until_s: float | None
     accepted_s: float
-    finished_s: float | None
-    result: str | None
-    result_bytes: int | None
-    error: str | None
-    record: dict[str, Any] | None
+    attempt: int = 0
+    server: str | None = None
+    lease_until_s: float | None = None
+    finished_s: float | None = None
+    result: str | None = None
+    result_bytes: int | None = None
+    error: str | None = None
+    record: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For clients."""
@@ -152,9 +152,9 @@ class Ledger:
                 "ON CONFLICT (id) DO NOTHING",
                 (task.id, digest, task.device, task.model, request, ACCEPTED, accepted_s),
             )
-            entry = read_entry(connection.execute(f"SELECT {COLUMNS} FROM task WHERE id = ?", (task.id,)).fetchone())
             if made.rowcount:
-                return "new", entry
+                return "new", Entry(made.lastrowid or 0, task, digest, ACCEPTED, accepted_s)
+            entry = read_entry(connection.execute(f"SELECT {COLUMNS} FROM task WHERE id = ?", (task.id,)).fetchone())
             return ("same" if entry.digest == digest else "other"), entry
 
         return await self._change(change)
@@ -192,6 +192,7 @@ class Ledger:
         data: bytes | None = None,
         error: str | None = None,
         record: dict[str, Any] | None = None,
+        now_s: float | None = None,
     ) -> bool:
         """Writes how a task ended, once: of a task that has ended nothing changes, and the call says False.
 
@@ -204,11 +205,12 @@ class Ledger:
             data: the result itself where it is small: kept here, it needs no wait for the disk of its own.
             error: what went wrong.
             record: what was measured.
+            now_s: when, in seconds of the wall clock; now where it is left out.
 
         Raises:
             LedgerError: it is not on disk; ask again.
         """
-        finished_s = time.time()
+        finished_s = time.time() if now_s is None else now_s
         said = None if record is None else json.dumps(record)
 
         def change(connection: sqlite3.Connection) -> bool:

@@ -27,8 +27,6 @@ from gmel.scenario.schema import Scenario
 __all__ = ["LiveOptions", "Summary", "run_live", "summary_lines"]
 
 _JOIN_S = 30.0
-_PHOTOS = 8
-"""Photos by which the pace of this machine is measured."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +120,16 @@ def run_live(options: LiveOptions, reporter: Reporter, say: Callable[[str], None
     replace_file(options.out / "scenario.toml", to_toml(scenario).encode())
     labels: tuple[str, ...] = ()
     models: Path | None = None
-    image_s = 0.0
     if not options.sleep:
         models = options.models or options.out / "models"
-        labels, image_s = _generators(models, options.models is None, scenario, options.seed, reporter)
+        labels = _generators(models, options.models is None, scenario, options.seed, reporter)
     trace = options.trace or options.out / "requests.csv"
     if options.trace is None:
         load = options.load or scenario.arrivals.load or 0.5
         trace_of_scenario(scenario, options.seconds, load, options.seed, trace)
     timed = [each for each in tasks_of_trace(trace, scenario, labels, options.seed) if each[0] <= options.seconds]
     with Processes(options.out) as processes:
-        gateway = _start(processes, options, scenario, models, image_s, reporter)
+        gateway = _start(processes, options, scenario, models, reporter)
         say(f"dashboard at {gateway}/")
         summary = asyncio.run(_load(gateway, timed, options, reporter))
         memory = {name: processes.memory_mb(name) for name in processes.running}
@@ -144,10 +141,8 @@ def run_live(options: LiveOptions, reporter: Reporter, say: Callable[[str], None
     return summary
 
 
-def _generators(
-    folder: Path, fit: bool, scenario: Scenario, seed: int, reporter: Reporter
-) -> tuple[tuple[str, ...], float]:
-    """Makes sure of the generators; the classes that all of them draw, and seconds of a photo on this machine."""
+def _generators(folder: Path, fit: bool, scenario: Scenario, seed: int, reporter: Reporter) -> tuple[str, ...]:
+    """Makes sure of the generators; the classes that all of them draw."""
     from gmel.synthesis.compose import Compose  # noqa: PLC0415
     from gmel.synthesis.data.procedural import procedural_dataset  # noqa: PLC0415
     from gmel.synthesis.generator import load_generator, save_generator  # noqa: PLC0415
@@ -171,17 +166,9 @@ def _generators(
         )
         folder.mkdir(parents=True, exist_ok=True)
         save_generator(folder / "compose.safetensors", generator)
-    known: list[tuple[str, ...]] = []
-    slowest = 0.0
-    for name in wanted:
-        loaded = load_generator(folder / f"{name}.safetensors", EVERY_MODE)
-        known.append(loaded.labels)
-        loaded.sample(loaded.labels[0], 1, seed)
-        began = time.perf_counter()
-        loaded.sample(loaded.labels[0], _PHOTOS, seed)
-        slowest = max(slowest, (time.perf_counter() - began) / _PHOTOS)
+    known = [load_generator(folder / f"{name}.safetensors", EVERY_MODE).labels for name in wanted]
     shared = set(known[0]).intersection(*known[1:])
-    return tuple(label for label in known[0] if label in shared), slowest
+    return tuple(label for label in known[0] if label in shared)
 
 
 def _start(
@@ -189,7 +176,6 @@ def _start(
     options: LiveOptions,
     scenario: Scenario,
     models: Path | None,
-    image_s: float,
     reporter: Reporter,
 ) -> str:
     """Starts the gateway and the servers; the address of the gateway, once all servers are known to it."""
@@ -206,8 +192,7 @@ def _start(
         words += ["--memory-gb", str(server.memory_gb)]
         if models is not None:
             # As slow as the plant says it is, where this machine is not slower than that.
-            slow = max(work / server.speed / image_s, 1.0)
-            words += ["--models", str(models), "--slow", f"{slow:.4g}"]
+            words += ["--models", str(models), "--photo-s", f"{work / server.speed:.4g}"]
         processes.start(server.name, "server", *words)
     until = time.monotonic() + _JOIN_S
     while time.monotonic() < until:

@@ -309,16 +309,19 @@ class Gateway:
             self._buckets.popitem(last=False)
         return enough
 
-    async def ended(self, task_id: str, wait_s: float) -> bool:
-        """Waits for the end of a task; False where that has not come in time."""
+    async def ended(self, task_id: str, wait_s: float) -> Entry | None:
+        """Waits for the end of a task; None where that has not come in time, or where the task is no longer here."""
         job = self.dispatcher.jobs.get(task_id)
         if job is None:
-            return True
+            return self.ledger.get(task_id)
         if wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await job.ended.wait()
-        return job.ended.is_set()
+        if not job.ended.is_set():
+            return None
+        # What was done is known without asking the disk for it.
+        return job.entry if job.entry.state == DONE else self.ledger.get(task_id)
 
     def result(self, entry: Entry) -> bytes:
         """The bytes of a result."""

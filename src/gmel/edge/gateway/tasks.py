@@ -35,10 +35,7 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
         task = read_task(await read_json(request, MOST_BODY))
         _check_wait(wait_s)
         entry, new = await gateway.accept(task, caller, request.headers.get("traceparent", ""))
-        if wait_s > 0 and await gateway.ended(task.id, wait_s):
-            ended = gateway.ledger.get(task.id)
-            if ended is None:
-                raise _not_here(gateway, task.id)
+        if wait_s > 0 and (ended := await gateway.ended(task.id, wait_s)) is not None:
             return JSONResponse({**_shown(gateway, ended), "new": new})
         return JSONResponse({"id": task.id, "state": entry.state, "new": new}, 202 if new else 200)
 
@@ -69,8 +66,8 @@ def add_tasks(app: FastAPI, gateway: Gateway) -> None:
         """A task. With `wait_s` the answer comes when it has ended, or after that time."""
         _entry_for(gateway, request, task_id)
         _check_wait(wait_s)
-        await gateway.ended(task_id, wait_s)
-        return JSONResponse(_shown(gateway, _entry_for(gateway, request, task_id)))
+        ended = await gateway.ended(task_id, wait_s)
+        return JSONResponse(_shown(gateway, ended or _entry_for(gateway, request, task_id)))
 
     @app.delete("/v1/tasks/{task_id}", responses=gives("task") | answers(404))
     async def cancel(request: Request, task_id: Name) -> Response:  # pyright: ignore[reportUnusedFunction]

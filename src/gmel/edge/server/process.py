@@ -24,6 +24,8 @@ from gmel.scenario.errors import InputError
 
 __all__ = ["ServerOptions", "plant_at", "run_server"]
 
+_MOST_PHOTO_S = 3600.0
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -36,7 +38,7 @@ class ServerOptions:
         speed: work units per second; needed without generators, else an estimate that measurement corrects.
         gpus: tasks at once.
         memory_gb: for models.
-        slow: how much longer than they would tasks take.
+        photo_s: seconds that a photo takes at least.
         advertise: address that the gateway is told; none: that where it listens.
         pull: fetches its tasks; the gateway needs no way to it.
         keys: whom it listens to.
@@ -53,7 +55,7 @@ class ServerOptions:
     speed: float = 0.0
     gpus: int = 1
     memory_gb: float = 16.0
-    slow: float = 1.0
+    photo_s: float = 0.0
     advertise: str | None = None
     pull: bool = False
     keys: Path | None = None
@@ -90,12 +92,12 @@ def run_server(place: Place, options: ServerOptions, say: Callable[[str], None])
     check_open(place, options.keys, "server")
     if options.models is not None and not options.models.is_dir():
         raise InputError(f"--models {options.models}: no such folder")
-    if options.slow < 1.0:
-        raise InputError(f"--slow is {options.slow:g}; must be 1 or more")
+    if not 0.0 <= options.photo_s <= _MOST_PHOTO_S:
+        raise InputError(f"--photo-s is {options.photo_s:g}; must be from 0 to {_MOST_PHOTO_S:g}")
     source: Source
     if options.models is not None:
         photos = GatewayPhotos(options.gateway, options.key, options.verify) if options.gateway else None
-        source = Synthesis(options.models, options.slow, photos)
+        source = Synthesis(options.models, options.photo_s, photos)
     elif not options.gateway:
         source = NoModels()
     else:

@@ -99,12 +99,12 @@ class Synthesis:
 
     Args:
         folder: the folder.
-        slow: how much longer a task takes than it would; to show unlike servers on one machine.
+        photo_s: seconds that a photo takes at least; to show unlike servers on one machine.
         photos: where inputs of tasks come from; none: tasks with one cannot be done here.
     """
 
-    def __init__(self, folder: Path, slow: float = 1.0, photos: Photos | None = None) -> None:
-        self._folder, self._slow, self._photos = folder, slow, photos
+    def __init__(self, folder: Path, photo_s: float = 0.0, photos: Photos | None = None) -> None:
+        self._folder, self._photo_s, self._photos = folder, photo_s, photos
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(path.stem for path in self._folder.glob("*.safetensors")))
@@ -118,12 +118,12 @@ class Synthesis:
         if not path.is_file():
             raise InputError(f"model {name!r}: not here; there are {', '.join(self.names()) or 'none'}")
         generator = load_generator(path, EVERY_MODE)
-        return _Generator(generator, path.stat().st_size / 1e9, self._slow, self._photos)
+        return _Generator(generator, path.stat().st_size / 1e9, self._photo_s, self._photos)
 
 
 class _Generator:
-    def __init__(self, generator: "Generator", memory_gb: float, slow: float, photos: Photos | None = None) -> None:
-        self._generator, self._slow, self._photos = generator, slow, photos
+    def __init__(self, generator: "Generator", memory_gb: float, photo_s: float, photos: Photos | None = None) -> None:
+        self._generator, self._photo_s, self._photos = generator, photo_s, photos
         self.memory_gb = memory_gb
 
     def run(self, task: Task, tell: Tell, stop: threading.Event) -> Product:
@@ -131,19 +131,24 @@ class _Generator:
 
         generator = self._drawing(task)
         photos: list[Photo] = []
-        pace = _Pace(self._slow, [stop])
+        pace = _Pace(self._photo_s * task.images, [stop])
         for request in self._requests(task):
             first = len(photos)
 
             def watch(step: int, steps: int, first: int = first, count: int = request.count) -> None:
-                pace.keep()
-                tell((first + count * step / steps) / task.images)
+                share = (first + count * step / steps) / task.images
+                pace.keep(share)
+                tell(share)
 
             with watching(watch):
                 photos += generator.sample(request.label, request.count, request.seed, task.steps)
-            pace.keep()
-            tell(len(photos) / task.images)
-        return Product(packed(photos, task), "application/zip")
+            if len(photos) < task.images:
+                pace.keep(len(photos) / task.images)
+                tell(len(photos) / task.images)
+        product = Product(packed(photos, task), "application/zip")
+        pace.keep(1.0)
+        tell(1.0)
+        return product
 
     def run_several(
         self, tasks: Sequence[Task], tells: Sequence[Tell], stops: Sequence[threading.Event]
@@ -151,10 +156,10 @@ class _Generator:
         from gmel.synthesis.diffusion.watching import watching  # noqa: PLC0415
         from gmel.synthesis.generator import sample_several  # noqa: PLC0415
 
-        pace = _Pace(self._slow, stops)
+        pace = _Pace(self._photo_s * sum(task.images for task in tasks), stops)
 
         def watch(step: int, steps: int) -> None:
-            pace.keep()
+            pace.keep(step / steps)
             for tell in tells:
                 tell(step / steps)
 
@@ -162,12 +167,12 @@ class _Generator:
         with watching(watch):
             every = [request for requests in orders for request in requests]
             made = sample_several(self._drawing(*tasks), every, tasks[0].steps)
-        pace.keep()
         products: list[Product] = []
         for task, requests in zip(tasks, orders, strict=True):
             own, made = made[: len(requests)], made[len(requests) :]
             photos = [photo for portion in own for photo in portion]
             products.append(Product(packed(photos, task), "application/zip"))
+        pace.keep(1.0)
         for tell in tells:
             tell(1.0)
         return products
@@ -195,30 +200,28 @@ class _Generator:
 
 
 class _Pace:
-    """Stretches work to `slow` times as long, and ends it once nobody wants any of it.
+    """Lets work take no less than its time, and ends it once nobody wants any of it.
 
     Args:
-        slow: 1 or more.
+        least_s: seconds that all of it takes at least.
         stops: of the tasks that are worked on.
     """
 
-    def __init__(self, slow: float, stops: "Sequence[threading.Event]") -> None:
-        self._slow, self._stops = slow, stops
-        self._rested = time.perf_counter()
+    def __init__(self, least_s: float, stops: "Sequence[threading.Event]") -> None:
+        self._least_s, self._stops = least_s, stops
+        self._began = time.perf_counter()
 
-    def keep(self) -> None:
-        """Waits for what was done since the last call.
+    def keep(self, share: float) -> None:
+        """Waits until so much of the work may be done.
 
         Raises:
             CancelledError: all stops are set.
         """
-        ends = time.perf_counter() + (self._slow - 1.0) * (time.perf_counter() - self._rested)
+        ends = self._began + share * self._least_s
         for stop in self._stops:
             if not stop.wait(max(ends - time.perf_counter(), 0.0)):
-                break
-        else:
-            raise CancelledError
-        self._rested = time.perf_counter()
+                return
+        raise CancelledError
 
 
 class NoModels:
