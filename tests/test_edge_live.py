@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from tests.reporters import Silent
 
-from gmel.edge.live import LiveOptions, run_live
+from gmel.edge.live import LiveOptions, _planned, _requests, run_live
 from gmel.edge.load import tasks_of_trace, trace_of_scenario
 from gmel.edge.records import read_records
 from gmel.edge.store import FolderStore
+from gmel.edge.task import Task
 from gmel.scenario.errors import InputError
 from gmel.scenario.load import load_scenario
 
@@ -109,12 +110,33 @@ def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def offered(tasks: list[tuple[float, Task]], seconds: float) -> float:
+    """Work of tasks over what the servers of the plant can do in a time."""
+    scenario = load_scenario("live")
+    return sum(task.images for _, task in tasks) * scenario.models[0].fixed_work / scenario.capacity / seconds
+
+
+def test_the_load_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    for load in (0.5, 1.5):
+        options = LiveOptions(out=tmp_path, seconds=300, load=load)
+        drawn = _requests(options, _planned(options), ("pit",))
+        assert offered(drawn, 300.0) == pytest.approx(load, rel=0.15)
+        assert drawn[-1][0] > 290.0
+    # A trace is stretched to the load of the scenario, or to the one asked for; one that a device replays is not.
+    path = tmp_path / "requests.csv"
+    for load in (None, 0.25):
+        options = LiveOptions(seconds=9000, load=load, trace=path)
+        given = _requests(options, _planned(options), ("pit",))
+        assert offered(given, given[-1][0]) == pytest.approx(load or 0.5, rel=0.01)
+    own = tasks_of_trace(path, load_scenario("live"), (), 0, own_time=True)
+    assert [at_s for at_s, _ in own] == pytest.approx([at_s for at_s, _ in drawn])
+
+
 def test_tasks_of_a_trace_are_those_of_the_scenario(tmp_path: Path) -> None:
     scenario = load_scenario("live")
-    trace_of_scenario(scenario, 100.0, 0.5, 7, tmp_path / "t.csv")
+    trace_of_scenario(scenario, 100.0, 7, tmp_path / "t.csv")
     tasks = tasks_of_trace(tmp_path / "t.csv", scenario, ("crack", "pit"), 0)
-    work = sum(task.images * scenario.models[0].fixed_work for _, task in tasks)
-    assert work / 100.0 / 1.75 == pytest.approx(0.5, rel=0.2)  # the load that was asked for
+    assert offered(tasks, 100.0) == pytest.approx(0.5, rel=0.2)  # that of the scenario
     assert {task.label for _, task in tasks} == {"crack", "pit"}
     assert len({task.id for _, task in tasks}) == len(tasks)
     again = tasks_of_trace(tmp_path / "t.csv", scenario, ("crack", "pit"), 0)

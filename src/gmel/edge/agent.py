@@ -66,7 +66,7 @@ def run_agent(options: AgentOptions, reporter: Reporter) -> list[Outcome]:
             raise InputError(f"{name}: a device that decides itself needs --servers NAME=URL,...")
     scenario = load_scenario(options.scenario)
     plant = plant_of(scenario) if options.servers else None
-    timed = tasks_of_trace(options.trace, scenario, (), options.seed)
+    timed = tasks_of_trace(options.trace, scenario, (), options.seed, own_time=True)
     columns = read_trace(options.trace).columns
     if "device" in columns:
         mine = [str(each) == options.name for each in columns["device"]]

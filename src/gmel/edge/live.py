@@ -21,7 +21,7 @@ from gmel.edge.task import DONE, Task
 from gmel.evaluation.progress import Reporter
 from gmel.scenario.errors import InputError
 from gmel.scenario.files import replace_file
-from gmel.scenario.load import load_scenario, to_toml
+from gmel.scenario.load import load_scenario, to_toml, with_load
 from gmel.scenario.schema import Scenario
 
 __all__ = ["LiveOptions", "Summary", "run_live", "summary_lines"]
@@ -108,7 +108,7 @@ def run_live(options: LiveOptions, reporter: Reporter, say: Callable[[str], None
     Raises:
         InputError: anything that cannot be used, or a process that does not start.
     """
-    scenario = load_scenario(options.scenario)
+    scenario = _planned(options)
     if not 0 < options.seconds <= 86_400:
         raise InputError(f"seconds is {options.seconds:g}; must be above 0 and at most 86400")
     if options.out.exists() and any(options.out.iterdir()):
@@ -123,11 +123,7 @@ def run_live(options: LiveOptions, reporter: Reporter, say: Callable[[str], None
     if not options.sleep:
         models = options.models or options.out / "models"
         labels = _generators(models, options.models is None, scenario, options.seed, reporter)
-    trace = options.trace or options.out / "requests.csv"
-    if options.trace is None:
-        load = options.load or scenario.arrivals.load or 0.5
-        trace_of_scenario(scenario, options.seconds, load, options.seed, trace)
-    timed = [each for each in tasks_of_trace(trace, scenario, labels, options.seed) if each[0] <= options.seconds]
+    timed = _requests(options, scenario, labels)
     with Processes(options.out) as processes:
         gateway = _start(processes, options, scenario, models, reporter)
         say(f"dashboard at {gateway}/")
@@ -139,6 +135,22 @@ def run_live(options: LiveOptions, reporter: Reporter, say: Callable[[str], None
             say(f"the plant stays up at {gateway}/ until Ctrl-C")
             _until_interrupted()
     return summary
+
+
+def _planned(options: LiveOptions) -> Scenario:
+    """The plant, with the load that was asked for."""
+    scenario = load_scenario(options.scenario)
+    return scenario if options.load is None else with_load(scenario, options.load)
+
+
+def _requests(options: LiveOptions, scenario: Scenario, labels: tuple[str, ...]) -> list[tuple[float, Task]]:
+    """Tasks and when they are sent: of the trace that was given, else drawn."""
+    trace = options.trace or options.out / "requests.csv"
+    if options.trace is None:
+        trace_of_scenario(scenario, options.seconds, options.seed, trace)
+    # What was drawn comes as it was drawn: at that load on average, not to the digit.
+    timed = tasks_of_trace(trace, scenario, labels, options.seed, own_time=options.trace is None)
+    return [each for each in timed if each[0] <= options.seconds]
 
 
 def _generators(folder: Path, fit: bool, scenario: Scenario, seed: int, reporter: Reporter) -> tuple[str, ...]:

@@ -14,31 +14,32 @@ from gmel.scenario.trace import read_trace, write_trace
 __all__ = ["tasks_of_trace", "trace_of_scenario"]
 
 
-def trace_of_scenario(scenario: Scenario, seconds: float, load: float, seed: int, path: Path) -> None:
-    """Draws Poisson requests and writes them as a trace; what they ask for is filled by the scenario later.
+def trace_of_scenario(scenario: Scenario, seconds: float, seed: int, path: Path) -> None:
+    """Draws Poisson requests at the rate of a scenario and writes them as a trace; what they ask for is filled by the
+    scenario later.
 
     Args:
         scenario: the plant.
         seconds: how long.
-        load: offered work over the capacity of all servers.
         seed: of the draw.
         path: of the trace.
 
     Raises:
-        InputError: nothing would come.
+        InputError: the scenario has no rate, or nothing would come.
     """
-    weights = np.array([model.popularity for model in scenario.models])
-    work = float(np.average([model.mean_work() for model in scenario.models], weights=weights))
-    capacity = sum(server.speed * server.gpus for server in scenario.servers)
-    rate = load * capacity / work
+    rate = scenario.arrival_rate_per_s
+    if rate is None:
+        raise InputError(f"scenario {scenario.name!r}: says neither load nor rate of its requests; give a load")
     rng = np.random.default_rng(seed)
     count = int(rng.poisson(rate * seconds))
     if not count:
-        raise InputError(f"load {load:g} for {seconds:g} s: no request comes; give more of one of them")
+        raise InputError(f"{rate:.3g} requests a second for {seconds:g} s: none comes; give more load or time")
     write_trace({"time_s": np.sort(rng.uniform(0.0, seconds, count))}, path)
 
 
-def tasks_of_trace(path: Path, scenario: Scenario, labels: tuple[str, ...], seed: int) -> list[tuple[float, Task]]:
+def tasks_of_trace(
+    path: Path, scenario: Scenario, labels: tuple[str, ...], seed: int, own_time: bool = False
+) -> list[tuple[float, Task]]:
     """Tasks of a trace with their times.
 
     Args:
@@ -46,10 +47,14 @@ def tasks_of_trace(path: Path, scenario: Scenario, labels: tuple[str, ...], seed
         scenario: fills what it does not say.
         labels: classes to draw, in turn; none for the first of each generator.
         seed: of the samples.
+        own_time: requests come when the trace says, and are not stretched to the load of the scenario.
 
     Raises:
         InputError: a trace that cannot be read.
     """
+    if own_time:
+        arrivals = scenario.arrivals.model_copy(update={"load": None, "rate_per_s": None})
+        scenario = scenario.model_copy(update={"arrivals": arrivals})
     trace = fill_trace(read_trace(path), scenario)
     run = uuid.uuid4().hex[:8]  # the same trace may be sent twice to one gateway
     tasks: list[tuple[float, Task]] = []
