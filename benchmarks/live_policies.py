@@ -1,13 +1,14 @@
 """Policies that decide live, on the same real requests at the same time: a trained one beside those of load balancers.
 
-    gmel run live --trace azure-conversation-2023 --load 0.7 --out runs/live-trained
-    gmel export runs/live-trained --out policies/amarl
-    python -m benchmarks.live_policies --policies policies --trained amarl
+    gmel run live --trace azure-conversation-2023 --load 0.7 --seed 0 --out runs/live-0
+    gmel export runs/live-0 --out policies/amarl-0
+    ... as many training seeds as you like
+    python -m benchmarks.live_policies --policies policies --trained amarl-0 amarl-1 amarl-2
 
 Windows of the held-out part of a trace (what `gmel run` does not train on) are replayed in real time. In each window
 every policy has a plant of its own: a gateway and three unlike servers as processes on this machine, which take the
 time of a task and make nothing. The plants of a window run at once, so that what disturbs the machine disturbs them
-all alike; differences are paired by window.
+all alike; differences are paired by window, to the mean of the trained policies there.
 """
 
 import argparse
@@ -45,16 +46,21 @@ class Plan:
     Attributes:
         scenario: the plant, with the load that the whole trace is stretched to.
         policies: folder of exported policies.
-        names: of the policies, the trained one first.
+        trained: names of the policies in that folder, of several training seeds.
         windows: how many.
         seconds: of each.
     """
 
     scenario: Scenario
     policies: Path
-    names: tuple[str, ...]
+    trained: tuple[str, ...]
     windows: int
     seconds: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that are compared."""
+        return (*self.trained, *RULES)
 
 
 def windows_of(trace: Trace, count: int, seconds: float) -> list[Trace]:
@@ -120,19 +126,24 @@ def compare(plan: Plan, trace: str, note: Any) -> dict[str, list[dict[str, float
     return found
 
 
-def table_of(found: dict[str, list[dict[str, float]]], trained: str) -> Table:
-    """Means over windows with 95 % intervals; and differences to the trained policy, paired by window."""
-    table = Table("policy", *FIGURES.values(), f"mean latency - {trained}'s, s", f"missed - {trained}'s, points")
-    for name, rows in found.items():
+def table_of(found: dict[str, list[dict[str, float]]], trained: tuple[str, ...]) -> Table:
+    """Means over windows with 95 % intervals; and differences to the trained policies, paired by window."""
+    several = f"mean of {len(trained)} trained" if len(trained) > 1 else trained[0]
+    mean = [
+        {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
+        for rows in zip(*(found[name] for name in trained), strict=True)
+    ]
+    table = Table("policy", *FIGURES.values(), f"mean latency - {several}, s", f"missed - {several}, points")
+    for name, rows in {several: mean, **found}.items():
         cells: list[str] = []
         for figure in FIGURES:
             interval = t_interval([row[figure] for row in rows])
             cells.append(f"{interval.mean:.3f} +- {_half(interval):.3f}")
         for figure in ("mean_s", "missed"):
-            if name == trained:
+            if name == several:
                 cells.append("")
                 continue
-            pair = paired_t_interval([row[figure] for row in rows], [row[figure] for row in found[trained]])
+            pair = paired_t_interval([row[figure] for row in rows], [row[figure] for row in mean])
             cells.append(f"{pair.mean:+.3f} +- {_half(pair):.3f}")
         table.add_row(name, *cells)
     return table
@@ -148,7 +159,7 @@ def main() -> int:
         prog="python -m benchmarks.live_policies", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--policies", type=Path, required=True, help="folder of exported policies")
-    parser.add_argument("--trained", default="amarl", help="the policy of it that is compared")
+    parser.add_argument("--trained", nargs="+", default=["amarl"], help="those of it that are compared")
     parser.add_argument("--scenario", default="live")
     parser.add_argument("--trace", default="azure-conversation-2023")
     parser.add_argument("--load", type=float, default=0.7, help="of the whole trace")
@@ -157,10 +168,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/live_policies.json"))
     options = parser.parse_args()
     scenario = with_load(load_scenario(options.scenario), options.load)
-    plan = Plan(scenario, options.policies, (options.trained, *RULES), options.windows, options.seconds)
+    plan = Plan(scenario, options.policies, tuple(options.trained), options.windows, options.seconds)
     console = Console(width=140)
     found = compare(plan, options.trace, lambda text: console.print(text, style="dim"))
-    console.print(table_of(found, options.trained))
+    console.print(table_of(found, plan.trained))
     said = {"windows": found, "trace": options.trace, "load": options.load, "seconds": options.seconds}
     said |= {"when": datetime.now().astimezone().isoformat(timespec="seconds"), "cores": os.cpu_count()}
     said |= {"load_average": os.getloadavg()[0]}
