@@ -70,9 +70,9 @@ def test_gmel_has_room_for_learning() -> None:
     ("policy", "delay_s"),
     [
         pytest.param("uniform", 16.4, marks=pytest.mark.slow),
-        pytest.param("proportional", 7.6, marks=pytest.mark.slow),
+        ("proportional", 7.6),
         pytest.param("greedy", 13.9, marks=pytest.mark.slow),
-        ("coordinated", 7.5),
+        pytest.param("coordinated", 7.5, marks=pytest.mark.slow),
     ],
 )
 def test_lad_ts_delays(policy: str, delay_s: float) -> None:

@@ -23,7 +23,7 @@ from gmel.synthesis.evaluate import FORMAT, Settings, evaluate, read_experiment
 from gmel.synthesis.fidelity import fidelity, kernel_distance
 from gmel.synthesis.gate import decide
 from gmel.synthesis.generator import load_generator, save_generator
-from gmel.synthesis.lesson import prepare, set_aside
+from gmel.synthesis.lesson import notices, prepare, set_aside
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.rows import CLASSIC, Choice, Rows, joined
 from reporters import Silent
@@ -146,6 +146,17 @@ def test_a_mode_that_cannot_be_used_is_named_with_the_reason() -> None:
     lesson = prepare(bare, good, ["compose"], FeatureBook(extractor_for(good)), 0, Silent(), copies=1)
     assert not lesson.samples
     assert "mask" in lesson.refused["compose"]
+    assert notices(lesson.refused, lesson.left_out) == [f"compose was not tried: {lesson.refused['compose']}"]
+
+
+def test_a_class_that_a_mode_cannot_draw_is_named() -> None:
+    bare = [replace(pit(n), mask=None, label="stain") for n in range(3, 5)]
+    good = [part(n) for n in range(8)]
+    shots = [*(pit(n) for n in range(3)), *bare]
+    lesson = prepare(shots, good, ["compose"], FeatureBook(extractor_for(good)), 0, Silent(), copies=1)
+    assert lesson.left_out == {"compose": ["stain"]}
+    said = notices(lesson.refused, lesson.left_out)
+    assert said == ["compose draws nothing of stain: it can use none of their shots (no mask, no box)"]
 
 
 # The gate with few photos

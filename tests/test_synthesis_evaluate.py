@@ -21,7 +21,7 @@ from gmel.synthesis.detector.features import FeatureBook, extractor_for
 from gmel.synthesis.detector.scores import METRICS
 from gmel.synthesis.evaluate import BASE, Experiment, Settings, evaluate, table, write_experiment
 from gmel.synthesis.fidelity import fidelity, kernel_distance, neighbourhood, novelty
-from gmel.synthesis.generator import steps_around
+from gmel.synthesis.generator import Means, steps_around
 from gmel.synthesis.lesson import Samples, prepare
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.recipes import Referee
@@ -74,13 +74,16 @@ def test_table_is_paired_by_draw(found: Experiment) -> None:
             assert cell["ahead"] == np.mean(own > base)
 
 
-def test_resumed_experiment_is_the_uninterrupted_one(plant: Dataset, found: Experiment) -> None:
+def test_resumed_experiment_is_the_uninterrupted_one(plant: Dataset, found: Experiment, tmp_path: Path) -> None:
     first = evaluate(plant, Settings(shots=3, draws=1, copies=2, per_shot=2), Silent())[0]
     kept = json.loads(json.dumps(first))
     resumed = evaluate(plant, QUICK, Silent(), kept)[0]
     assert resumed["draws"] == json.loads(json.dumps(found["draws"]))
     with pytest.raises(InputError, match="other settings"):
         evaluate(plant, Settings(shots=2, draws=2, copies=2, per_shot=2), Silent(), kept)
+    (tmp_path / "prior").write_bytes(b"another")
+    with pytest.raises(InputError, match="another prior"):
+        evaluate(plant, QUICK, Silent(), kept, means=Means(prior=tmp_path / "prior"))
 
 
 def test_page_stands_alone_and_shows_the_table(plant: Dataset, found: Experiment, tmp_path: Path) -> None:

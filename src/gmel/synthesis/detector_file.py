@@ -167,7 +167,13 @@ def train_detector(
         strange = max(float(np.sort(usual)[::-1][place]), 1e-9)
         odd = [memory.score(photo) for photo in shots]
         found = float(roc_auc_score([0] * len(usual) + [1] * len(odd), [*usual, *odd]))
-    facts = {"shots": len(shots), "good": len(good), "refused": lesson.refused, "memory_auroc_on_shots": found}
+    facts = {
+        "shots": len(shots),
+        "good": len(good),
+        "refused": lesson.refused,
+        "left_out": lesson.left_out,
+        "memory_auroc_on_shots": found,
+    }
     return Detector(heads, extractor, memory, strange), decision, facts
 
 

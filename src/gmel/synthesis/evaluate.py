@@ -125,6 +125,9 @@ def evaluate(
     photos = {"test": len(split.test), "good": len(split.good), "shots": len(split.shots)}
     if found.setdefault("photos", photos) != photos:
         raise InputError(f"experiment: {dataset.name} held other photos when it was begun; choose another folder")
+    # The first draw may make the prior; from then on it has to stay the same.
+    if found["draws"] and found.get("means", {}) != means.digests():
+        raise InputError("experiment: it was begun with another prior or pipeline; choose another folder")
     book = FeatureBook(extractor_for(dataset.photos))
     reporter.stage(f"features of {len(split.test)} photos to test on")
     _tell(book, [*split.test, *split.good], reporter)
@@ -152,7 +155,8 @@ def evaluate(
             entry["scores"] |= network.scores(lesson, split, settings, draw, reporter)
         if draw == 0:
             found["fidelity"] = _fidelity(lesson, split, book)
-            found["refused"] = lesson.refused
+            found["refused"], found["left_out"] = lesson.refused, lesson.left_out
+            found["means"] = means.digests()
             sheets = {mode: samples.photos for mode, samples in lesson.samples.items()}
             sheets = {"shots": list(split.shots), **sheets}
         found["draws"].append(entry)

@@ -21,6 +21,7 @@ from gmel.synthesis.detector_file import Finding, load_detector, save_detector, 
 from gmel.synthesis.evaluate import Experiment, Settings, evaluate, read_experiment, write_experiment
 from gmel.synthesis.generator import Generator, Means, load_generator
 from gmel.synthesis.learners import TEXTURE, detector_named
+from gmel.synthesis.lesson import notices
 from gmel.synthesis.modes import EVERY_MODE, mode_named
 from gmel.synthesis.photo import GOOD, Photo
 from gmel.synthesis.pretrained.folder import PipelineFolder
@@ -151,7 +152,7 @@ def training_lines(facts: dict[str, Any]) -> list[str]:
         for found in evidence:
             error = "no error known" if found["error"] is None else f"± {found['error']:.3f}"
             out.append(f"  {found['candidate']:<16} {found['gain']:+.3f} {error} against classic augmentation")
-    out += [f"{mode} was not tried: {why}" for mode, why in facts["refused"].items()]
+    out += notices(facts["refused"], facts["left_out"])
     if facts["threshold"] is None:
         out.append("no good parts: it names types, it finds no defects")
     else:

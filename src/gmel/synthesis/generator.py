@@ -5,6 +5,7 @@ demand. Modes are the heterogeneous generation tasks of the offloading problem: 
 """
 
 import glob
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,17 @@ class Means:
         return (
             None if self.checkpoint is None else self.checkpoint.with_name(f"{self.checkpoint.name}.{part}.checkpoint")
         )
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the prior and the pipeline, of those that are there."""
+        found: dict[str, str] = {}
+        if self.prior is not None and self.prior.is_file():
+            found["prior"] = hashlib.sha256(self.prior.read_bytes()).hexdigest()
+        if self.pipeline is not None:
+            from gmel.synthesis.pretrained.folder import PipelineFolder  # noqa: PLC0415
+
+            found["pipeline"] = PipelineFolder.read(self.pipeline).digest
+        return found
 
     def forget(self) -> None:
         """Removes the checkpoints of a fit that is done."""

@@ -1,6 +1,6 @@
 """What one site can learn from in one draw: its shots, its good parts, their variants, and samples of every mode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
@@ -16,7 +16,7 @@ from gmel.synthesis.modes import mode_named
 from gmel.synthesis.photo import GOOD, Floats, Photo
 from gmel.synthesis.rows import Rows, joined
 
-__all__ = ["Lesson", "Samples", "prepare", "rows_of", "seen_by", "set_aside", "variants_of_good"]
+__all__ = ["Lesson", "Samples", "notices", "prepare", "rows_of", "seen_by", "set_aside", "variants_of_good"]
 
 _SHAM_FOR_SHOTS = 2
 """Blends without a defect for every shot, where defects are blended."""
@@ -33,6 +33,7 @@ class Lesson:
         judges: good parts kept from everything else: they set thresholds and judge in the gate.
         samples: what each mode makes.
         refused: why a mode cannot be used here, by mode.
+        left_out: classes that a mode cannot draw, by mode: it can use none of their shots.
     """
 
     real: Rows
@@ -40,6 +41,7 @@ class Lesson:
     judges: Rows
     samples: dict[str, "Samples"]
     refused: dict[str, str]
+    left_out: dict[str, list[str]]
 
     def made(self, held: frozenset[str]) -> dict[str, Rows]:
         """Rows of all modes, made without the shots named."""
@@ -175,7 +177,10 @@ def prepare(
             samples[mode] = Samples(kind, shots, learned, per_shot, book.extractor, seed, reporter, means)
         except InputError as error:
             refused[mode] = str(error)
-    return Lesson(rows_of([*shots, *learned], book), classic, rows_of(judges, book), samples, refused)
+    wanted = {photo.label for photo in shots} - {GOOD}
+    lacking = {mode: sorted(wanted - set(made.generator.labels)) for mode, made in samples.items()}
+    left_out = {mode: labels for mode, labels in lacking.items() if labels}
+    return Lesson(rows_of([*shots, *learned], book), classic, rows_of(judges, book), samples, refused, left_out)
 
 
 def seen_by(
@@ -202,7 +207,17 @@ def seen_by(
         plain,
         samples={mode: samples.seen_by(book.extractor) for mode, samples in lesson.samples.items()},
         refused=lesson.refused,
+        left_out=lesson.left_out,
     )
+
+
+def notices(refused: Mapping[str, str], left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a person should know of modes that were not used, or not for all classes."""
+    lacking = (
+        f"{mode} draws nothing of {', '.join(labels)}: it can use none of their shots (no mask, no box)"
+        for mode, labels in left_out.items()
+    )
+    return [*(f"{mode} was not tried: {why}" for mode, why in refused.items()), *lacking]
 
 
 def variants_of_good(good: Sequence[Photo], seed: int, book: FeatureBook) -> Rows:

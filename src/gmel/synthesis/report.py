@@ -18,6 +18,7 @@ from gmel.synthesis.data.sheet import contact_sheet
 from gmel.synthesis.evaluate import BASE, OF_CNN, Experiment, table
 from gmel.synthesis.figures import Rows, curves_figure, gains_figure
 from gmel.synthesis.gate import Evidence
+from gmel.synthesis.lesson import notices
 from gmel.synthesis.photo import GOOD, Photo
 
 __all__ = ["WORDS", "headline", "lines", "photos_jpeg", "write_report"]
@@ -115,9 +116,9 @@ def _page(found: Experiment, sheets: Mapping[str, bytes]) -> str:
         f"{photos['good']} good parts to learn from" if photos["good"] else "no good parts",
         f"{found['seconds']:.0f} s",
     ]
-    notices = "".join(
-        f'<p class="notice" role="note"><b>Note</b> {escape(f"{mode} was not tried: {why}")}</p>'
-        for mode, why in found["refused"].items()
+    noted = "".join(
+        f'<p class="notice" role="note"><b>Note</b> {escape(notice)}</p>'
+        for notice in notices(found["refused"], found.get("left_out", {}))
     )
     pictures = "".join(
         f'<figure><img alt="{escape(name)}: examples by class" style="max-width:100%" '
@@ -144,7 +145,7 @@ def _page(found: Experiment, sheets: Mapping[str, bytes]) -> str:
 </header>
 <main>
 <p class="headline">{escape(headline(found))}</p>
-{notices}
+{noted}
 <section><h2>Results</h2>{_results(rows)}
 <p class="small">Mean over draws in %, below it the difference from real + classic in points with the 95 % interval,
 paired by draw. Every detector is trained on the same real photos and tested on the same others, which nothing here has
