@@ -119,8 +119,8 @@ def fading_without_memory(right: Any, re: Any, im: Any, rho: Any, *innovations: 
     return innovations
 
 
-def last_in_first_out(right: Any, ready_s: Any) -> Any:
-    return right(ready_s).T
+def last_in_first_out(right: Any, ready_s: Any, number: Any, than_s: Any) -> Any:
+    return right(-ready_s, number, -than_s)
 
 
 def everybody_final(right: Any, servers: Any, rows: Any, horizon_s: Any, *memory: Any) -> Any:
@@ -167,7 +167,7 @@ MUTATIONS: dict[str, tuple[str, tuple[Any, str, Callable[..., Any]]]] = {
     "noise dropped": ("mg1-lognormal-drawn", wrap(traffic, "normal", lambda right, *bits: 0.0 * right(*bits))),
     "3 % of the work lost": ("md1-wait", wrap(service, "fifo_one_gpu", less_work)),
     "3 % of the work lost, path by path": ("work-conserved", wrap(service, "fifo_one_gpu", less_work)),
-    "last in, first out": ("lindley", wrap(queueing, "_not_later", last_in_first_out)),
+    "last in, first out": ("lindley", wrap(queueing, "not_later", last_in_first_out)),
     "tasks served before their upload ends": ("kiefer-wolfowitz", wrap(service, "fifo_many_gpus", everybody_final)),
     "nobody discarded": ("mg3-loss", wrap(service, "fifo_many_gpus", nobody_discarded)),
     "backlog halved": ("no-idling", wrap(service, "fifo_many_gpus", one_gpu_more)),

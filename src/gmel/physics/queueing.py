@@ -4,6 +4,7 @@ All times are seconds relative to the start of the slot. A row is a task on its 
 its upload ends (`ready_s`). Rows of one server are served in order of `ready_s`, ties by row number.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gmel.physics.presence import Stays, next_present_s
+from gmel.physics.rows import not_later, over_rows, ranks
+
+# The number of no server.
+_NOWHERE = -1
 
 __all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "load_models", "local_queue", "models_kept"]
 
@@ -55,7 +60,7 @@ class Servers(NamedTuple):
 def fifo_one_gpu(
     free_s: Float[Array, "servers"], rows: Queued, horizon_s: float | Float[Array, ""]
 ) -> tuple[Served, Float[Array, "servers"]]:
-    """First in, first out, one GPU per server, no switching: closed form without a loop.
+    """First in, first out, one GPU per server, no switching: in closed form.
 
     With S_k the work of the rows up to k in order of readiness and B the time the server is free, Lindley's recursion
     C_k = max(C_{k-1}, ready_k) + service_k unrolls to C_k = S_k + max(B, max_{i<=k} (ready_i - S_{i-1})).
@@ -65,18 +70,21 @@ def fifo_one_gpu(
         The rows served to the end, and when each server is free counting only rows ready before `horizon_s`: a later
         decision may still overtake the others.
     """
-    before = rows.present[None, :] & (rows.server[None, :] == rows.server[:, None]) & _not_later(rows.ready_s)
-    work_s = jnp.sum(jnp.where(before, rows.service_s[None, :], 0.0), axis=1)
-    slack_s = rows.ready_s - (work_s - rows.service_s)
-    at_server = rows.server[:, None] == jnp.arange(free_s.shape[0])[None, :]
-    own_free_s = jnp.sum(jnp.where(at_server, free_s[None, :], 0.0), axis=1)
-    latest = jnp.max(jnp.where(before, slack_s[None, :], -jnp.inf), axis=1)
+    work_s = _before(rows, rows.service_s, jnp.add, 0.0)
+    latest = _before(rows, rows.ready_s - (work_s - rows.service_s), jnp.maximum, -jnp.inf)
     # A row is among its own predecessors, so `latest` is finite wherever a row is present.
-    end_s = jnp.where(rows.present, work_s + jnp.maximum(own_free_s, latest), rows.ready_s + rows.service_s)
+    end_s = jnp.where(rows.present, work_s + jnp.maximum(free_s[rows.server], latest), rows.ready_s + rows.service_s)
     # Rounding of S_k must not start a task before it is ready.
     start_s = jnp.maximum(end_s - rows.service_s, rows.ready_s)
-    done = at_server & (rows.present & (rows.ready_s < horizon_s))[:, None]
-    free_after_s = jnp.maximum(free_s, jnp.max(jnp.where(done, end_s[:, None], -jnp.inf), axis=0))
+    servers = jnp.arange(free_s.shape[0])
+
+    def keep_busy(
+        until_s: Float[Array, "servers"], _: Int[Array, ""], final: Bool[Array, ""], at: Int[Array, ""], end: jax.Array
+    ) -> Float[Array, "servers"]:
+        return jnp.maximum(until_s, jnp.where(final & (at == servers), end, -jnp.inf))
+
+    final = rows.present & (rows.ready_s < horizon_s)
+    free_after_s = over_rows(keep_busy, free_s, final, rows.server, end_s)
     zero = jnp.zeros_like(end_s)
     return Served(start_s, zero, end_s, jnp.zeros_like(rows.present)), free_after_s
 
@@ -102,17 +110,18 @@ def fifo_many_gpus(
     Returns:
         As :func:`fifo_one_gpu`, with the state of the servers counting only rows ready before `horizon_s`.
     """
-    order = jnp.argsort(jnp.where(rows.present, rows.ready_s, jnp.inf), stable=True)
+    # Tables of numbers, one row a task or a server: a step reads and writes one row of each. Whatever is in them is
+    # exact as a floating-point number.
+    place = ranks(jnp.where(rows.present, rows.ready_s, jnp.inf))
+    table = jnp.stack([column.astype(rows.ready_s.dtype) for column in rows], axis=1)
+    in_order = jnp.zeros_like(table).at[place].set(table, unique_indices=True)
     model_axis, nowhere = servers.resident.shape[1], servers.free_s.shape[0]
 
-    def serve_one(
-        step: Int[Array, ""] | int, carry: tuple[Servers, Servers, Served]
-    ) -> tuple[Servers, Servers, Served]:
+    def serve_one(step: Int[Array, ""] | int, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         now, committed, served = carry
-        at = order[step]
-        row = jax.tree.map(lambda field: field[at], rows)
+        row = _row_of(jax.lax.dynamic_index_in_dim(in_order, step, keepdims=False))
         # The server of the row alone is read and written: a plant with many servers costs what its tasks cost.
-        mine = jax.tree.map(lambda field: field[row.server], now)
+        mine = _servers_of(now[row.server], servers)
         free_s, held, used_s = mine.free_s, mine.resident, mine.used_s
         start_s = jnp.maximum(row.ready_s, jnp.min(free_s))
         # Without models these are empty and cost nothing.
@@ -135,17 +144,24 @@ def fifo_many_gpus(
             after = after._replace(resident=kept | wanted, used_s=jnp.where(wanted, start_s, used_s))
         # What is not served, or not final, is written nowhere.
         final = serve & (row.ready_s < horizon_s)
-        now = _put(now, jnp.where(serve, row.server, nowhere), after)
-        committed = _put(committed, jnp.where(final, row.server, nowhere), after)
-        result = Served(start_s, jnp.where(serve, switch_s, 0.0), end_s, row.present & ~serve)
-        return now, committed, jax.tree.map(lambda field, value: field.at[at].set(value), served, result)
+        table = _table_of(after)
+        now = now.at[jnp.where(serve, row.server, nowhere)].set(table, mode="drop")
+        committed = committed.at[jnp.where(final, row.server, nowhere)].set(table, mode="drop")
+        result = [start_s, jnp.where(serve, switch_s, 0.0), end_s, (row.present & ~serve).astype(end_s.dtype)]
+        return now, committed, jax.lax.dynamic_update_index_in_dim(served, jnp.stack(result), step, 0)
 
-    zero = jnp.zeros_like(rows.ready_s)
-    untouched = Served(rows.ready_s, zero, rows.ready_s + rows.service_s, jnp.zeros_like(rows.present))
     # Rows that are absent come last, and the loop ends before them.
     steps = greatest(jnp.sum(rows.present, dtype=jnp.int32))
-    _, committed, served = jax.lax.fori_loop(0, steps, serve_one, (servers, servers, untouched))
-    return served, committed
+    first, nothing = _table_of(servers), jnp.zeros((rows.ready_s.shape[0], 4), rows.ready_s.dtype)
+    _, committed, served = jax.lax.fori_loop(0, steps, serve_one, (first, first, nothing))
+    start_s, switch_s, end_s, dropped = served[place].T
+    done = Served(
+        start_s=jnp.where(rows.present, start_s, rows.ready_s),
+        switch_s=jnp.where(rows.present, switch_s, 0.0),
+        end_s=jnp.where(rows.present, end_s, rows.ready_s + rows.service_s),
+        dropped=rows.present & (dropped > 0),
+    )
+    return done, _servers_of(committed, servers)
 
 
 def load_models(
@@ -173,9 +189,23 @@ def load_models(
     )
 
 
-def _put(servers: Servers, at: Int[Array, ""], row: Servers) -> Servers:
-    """The servers with the state of one of them replaced; of none where `at` is their number."""
-    return jax.tree.map(lambda field, value: field.at[at].set(value, mode="drop"), servers, row)
+def _row_of(numbers: Float[Array, "7"]) -> Queued:
+    """A row of the tasks, from its numbers."""
+    row = Queued(*numbers)
+    return row._replace(present=row.present > 0, server=row.server.astype(jnp.int32), model=row.model.astype(jnp.int32))
+
+
+def _table_of(servers: Servers) -> Float[Array, "*servers columns"]:
+    """All that is known of servers as numbers in one table."""
+    columns = [servers.free_s, servers.resident.astype(servers.free_s.dtype), servers.used_s]
+    return jnp.concatenate(columns if servers.loaded_s is None else [*columns, servers.loaded_s], axis=-1)
+
+
+def _servers_of(table: Float[Array, "*servers columns"], like: Servers) -> Servers:
+    """The servers of a table, or one of them, with as many GPUs and models as `like`."""
+    gpus, models = like.free_s.shape[1], like.resident.shape[1]
+    free_s, resident, used_s, loaded_s = jnp.split(table, [gpus, gpus + models, gpus + 2 * models], axis=-1)
+    return Servers(free_s, resident > 0, used_s, None if like.loaded_s is None else loaded_s)
 
 
 @jax.custom_batching.custom_vmap
@@ -208,10 +238,19 @@ def local_queue(
     """
     zero = jnp.zeros_like(service_s)
     if latest_start_s is None:
-        count = service_s.shape[0]
-        earlier = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
-        before = earlier & present[None, :] & (device[None, :] == device[:, None])
-        start_s = backlog_s + jnp.sum(jnp.where(before, service_s[None, :], 0.0), axis=1)
+        index = jnp.arange(service_s.shape[0])
+
+        def wait(
+            start_s: Float[Array, "rows"],
+            number: Int[Array, ""],
+            there: Bool[Array, ""],
+            owner: Int[Array, ""],
+            takes_s: Float[Array, ""],
+        ) -> Float[Array, "rows"]:
+            before = there & (number < index) & (owner == device)
+            return start_s + jnp.where(before, takes_s, 0.0)
+
+        start_s = over_rows(wait, backlog_s, present, device, service_s)
         return Served(start_s, zero, start_s + service_s, jnp.zeros_like(present))
 
     def serve_one(
@@ -245,8 +284,23 @@ def models_kept(
     return held & (jnp.any(held & wanted) | (recent_memory + wanted_memory <= room))
 
 
-def _not_later(ready_s: Float[Array, "rows"]) -> Bool[Array, "rows rows"]:
-    """Entry [k, i]: row i is served no later than row k; ties by number, each row among its own."""
-    index = jnp.arange(ready_s.shape[0])
-    tie = (ready_s[None, :] == ready_s[:, None]) & (index[None, :] <= index[:, None])
-    return (ready_s[None, :] < ready_s[:, None]) | tie
+def _before(
+    rows: Queued, value: Float[Array, "rows"], combine: Callable[..., jax.Array], neutral: float
+) -> Float[Array, "rows"]:
+    """`combine` over the values of the rows that are served at the server of each row and no later, itself among them.
+
+    Of an absent row nothing is said.
+    """
+    server = jnp.where(rows.present, rows.server, _NOWHERE)
+
+    def take(
+        found: Float[Array, "rows"],
+        number: Int[Array, ""],
+        ready_s: Float[Array, ""],
+        at: Int[Array, ""],
+        of_row: Float[Array, ""],
+    ) -> Float[Array, "rows"]:
+        before = (at == server) & not_later(ready_s, number, rows.ready_s)
+        return combine(found, jnp.where(before, of_row, neutral))
+
+    return over_rows(take, jnp.full_like(value, neutral), rows.ready_s, server, value)

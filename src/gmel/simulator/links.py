@@ -234,17 +234,19 @@ def draw_fading(
     if spec.fading != "block":
         return zero + 1.0, zero
     servers = plant.switches.servers
-    # One hash gives four words: enough for four servers, or for two with outage.
+    # One hash gives four words: enough for four servers, or for two with outage. Each link computes the hash that it
+    # shares and picks its word: the whole is one loop without branches, cheaper than cutting words from a table.
     per_hash = 2 if spec.floor == "outage" else 4
     groups = -(-servers // per_hash)
-    index = device[:, None] * groups + jnp.arange(groups)[None, :]
-    words = hash_bits(seed, slot, RNG_FADING, index)
+    server = jnp.arange(servers)
+    words = hash_bits(seed, slot, RNG_FADING, device[:, None] * groups + (server // per_hash)[None, :])
+    turn = server % per_hash
     floor = least_snr(spec)
     if spec.floor == "clip":
-        u = uniform(jnp.stack(words, axis=-1)).reshape(device.shape[0], -1)[:, :servers]
-        return jnp.maximum(channel.rayleigh_power(u), floor / snr), zero
-    first = uniform(jnp.stack([words.x, words.z], axis=-1)).reshape(device.shape[0], -1)[:, :servers]
-    second = uniform(jnp.stack([words.y, words.w], axis=-1)).reshape(device.shape[0], -1)[:, :servers]
+        word = jnp.where(turn < 2, jnp.where(turn == 0, words.x, words.y), jnp.where(turn == 2, words.z, words.w))
+        return jnp.maximum(channel.rayleigh_power(uniform(word)), floor / snr), zero
+    first = uniform(jnp.where(turn == 0, words.x, words.z))
+    second = uniform(jnp.where(turn == 0, words.y, words.w))
     start = radio.block_outage_wait(first, second, snr, floor)
     return start.snr / snr, start.wait_slots * plant.slot_s
 
