@@ -10,7 +10,7 @@ from gmel.physics.rows import over_rows, ranks
 
 @pytest.mark.parametrize("rows", [1, 2, 11, 12, 33, 175, 599, 600, 700])
 def test_ranks_are_those_of_a_stable_sort(rows: int) -> None:
-    """Of short tables, which are compared pair by pair, and of long ones, which are sorted; with ties and absent rows."""
+    """Of short tables, compared pair by pair, and of long ones, which are sorted; with ties and absent rows."""
     random = np.random.default_rng(rows)
     key = np.where(random.random((3, rows)) < 0.3, np.inf, random.integers(0, max(2, rows // 3), (3, rows)))
     expected = np.argsort(np.argsort(key, axis=1, kind="stable"), axis=1, kind="stable")
