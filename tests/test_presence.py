@@ -314,8 +314,11 @@ def test_a_schedule_that_is_always_on_changes_nothing() -> None:
     plain = parse_scenario(plant_text(arrivals="load = 0.5", max_uploads=64, gpus=(1, 2, 1)), "plain")
     records, masks, _ = drive(plant([ALWAYS] * 3))
     bare, _, _ = drive(plain)
-    for part in ("option", "start_s", "end_s", "latency_s", "energy_j", "dropped"):
+    for part in ("option", "dropped"):
         np.testing.assert_array_equal(getattr(records, part), getattr(bare, part), part)
+    # Two programs: the compiler may round their sums in another order.
+    for part in ("start_s", "end_s", "latency_s", "energy_j"):
+        np.testing.assert_allclose(getattr(records, part), getattr(bare, part), rtol=1e-6, atol=1e-6, err_msg=part)
     assert masks.all()
     # Nothing of it is in a plant without a schedule.
     assert Environment.from_scenario(plain).plant.presence is None
