@@ -1,12 +1,15 @@
 """Results by their content: whole or not at all, and never outside of the folder."""
 
+import io
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gmel.edge.gateway.tasks import first_photo
 from gmel.edge.store import FolderStore, name_of
 
 
@@ -87,3 +90,21 @@ def test_two_tasks_that_made_the_same_do_not_spoil_it(tmp_path: Path) -> None:
             each.join()
         assert store.get(name_of(data)) == data
     assert not errors
+
+
+def test_a_damaged_result_has_no_first_photo() -> None:
+    """Whichever byte a server has spoilt, it is the photo or none, and never an error of the gateway."""
+    photo, file = bytes(range(256)) * 8, io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("000.png", photo)
+    whole = file.getvalue()
+    assert first_photo(whole) == photo
+    assert first_photo(b"") is None
+    assert {first_photo(whole[:length]) for length in range(0, len(whole), 7)} <= {photo, None}
+    unreadable = 0
+    for place in range(len(whole)):
+        for spoilt in (0x01, 0xFF):
+            damaged = bytearray(whole)
+            damaged[place] ^= spoilt
+            unreadable += first_photo(bytes(damaged)) is None
+    assert unreadable > len(whole)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import zipfile
+import zlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from gmel.edge.ledger import Entry
 from gmel.edge.task import FINAL, STATES, read_task
 from gmel.scenario.errors import InputError
 
-__all__ = ["add_tasks"]
+__all__ = ["add_tasks", "first_photo"]
 
 
 def add_tasks(app: FastAPI, gateway: Gateway) -> None:
@@ -106,7 +107,7 @@ def _add_results(app: FastAPI, gateway: Gateway) -> None:
         """The first photo that a task has made."""
         entry = _entry_for(gateway, request, task_id)
         data = await asyncio.to_thread(gateway.result, entry)
-        photo = await asyncio.to_thread(_first_photo, data)
+        photo = await asyncio.to_thread(first_photo, data)
         if photo is None:
             raise RefusalError(404, f"task {task_id}: its result holds no photo")
         return Response(photo, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
@@ -178,10 +179,12 @@ def _shown(gateway: Gateway, entry: Entry) -> dict[str, Any]:
     return shown
 
 
-def _first_photo(data: bytes) -> bytes | None:
+def first_photo(data: bytes) -> bytes | None:
+    """The first photo of a result; None where there is none that can be read: what servers send is not trusted."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             info = archive.getinfo("000.png")
             return archive.read(info) if info.file_size <= 64 * 2**20 else None
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError):
+    # All that a damaged archive raises: its directory, its compressed data, an end too early, places before its start.
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError):
         return None
