@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gmel.physics.presence import Stays, next_present_s
 from gmel.physics.queueing import Served
+from gmel.physics.rows import ranks
 
 __all__ = ["GangQueued", "GangServers", "fifo_gangs"]
 
@@ -68,9 +69,8 @@ def fifo_gangs(
         As :func:`gmel.physics.queueing.fifo_many_gpus`: the rows served to the end, and the state of the servers
         counting only rows ready before `horizon_s`.
     """
-    count = rows.ready_s.shape[0]
-    order = jnp.argsort(jnp.where(rows.present, rows.ready_s, jnp.inf), stable=True)
-    ordered = jax.tree.map(lambda field: field[order], rows)
+    place = ranks(jnp.where(rows.present, rows.ready_s, jnp.inf))
+    ordered = jax.tree.map(lambda field: jnp.zeros_like(field).at[place].set(field, unique_indices=True), rows)
 
     def serve_one(
         carry: tuple[GangServers, GangServers], row: GangQueued
@@ -115,8 +115,7 @@ def fifo_gangs(
         return (after, committed), Served(start_s, jnp.where(serve, switch_s, 0.0), end_s, row.present & ~serve)
 
     (_, committed), served = jax.lax.scan(serve_one, (servers, servers), ordered)
-    rank = jnp.zeros((count,), order.dtype).at[order].set(jnp.arange(count, dtype=order.dtype))
-    return jax.tree.map(lambda field: field[rank], served), committed
+    return jax.tree.map(lambda field: field[place], served), committed
 
 
 def _enough_free(free_s: Float[Array, "gpus"], needed: Int[Array, ""]) -> Float[Array, ""]:

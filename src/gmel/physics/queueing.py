@@ -14,9 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 from gmel.physics.presence import Stays, next_present_s
 from gmel.physics.rows import not_later, over_rows, ranks
 
-# The number of no server.
-_NOWHERE = -1
-
 __all__ = ["Queued", "Served", "Servers", "fifo_many_gpus", "fifo_one_gpu", "load_models", "local_queue", "models_kept"]
 
 
@@ -79,9 +76,13 @@ def fifo_one_gpu(
     servers = jnp.arange(free_s.shape[0])
 
     def keep_busy(
-        until_s: Float[Array, "servers"], _: Int[Array, ""], final: Bool[Array, ""], at: Int[Array, ""], end: jax.Array
+        until_s: Float[Array, "servers"],
+        _: Int[Array, ""],
+        final: Bool[Array, ""],
+        at: Int[Array, ""],
+        last_s: Float[Array, ""],
     ) -> Float[Array, "servers"]:
-        return jnp.maximum(until_s, jnp.where(final & (at == servers), end, -jnp.inf))
+        return jnp.maximum(until_s, jnp.where(final & (at == servers), last_s, -jnp.inf))
 
     final = rows.present & (rows.ready_s < horizon_s)
     free_after_s = over_rows(keep_busy, free_s, final, rows.server, end_s)
@@ -291,7 +292,7 @@ def _before(
 
     Of an absent row nothing is said.
     """
-    server = jnp.where(rows.present, rows.server, _NOWHERE)
+    server = jnp.where(rows.present, rows.server, -1)  # absent rows are at none
 
     def take(
         found: Float[Array, "rows"],

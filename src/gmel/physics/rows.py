@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 __all__ = ["not_later", "over_rows", "ranks"]
 
@@ -42,7 +42,7 @@ def over_rows(
     return jax.lax.fori_loop(0, steps, step, first)
 
 
-def not_later(key: Float[Array, ""], number: Int[Array, ""], than: Float[Array, "rows"]) -> Shaped[Array, "rows"]:
+def not_later(key: Float[Array, ""], number: Int[Array, ""], than: Float[Array, "rows"]) -> Bool[Array, "rows"]:
     """Before which rows of the keys `than` the row of this key and number comes, itself among them: those of a greater
     key, and of an equal one those below it."""
     return (key < than) | ((key == than) & (number <= jnp.arange(than.shape[0])))
